@@ -1,0 +1,3 @@
+"""Gantry's containerd."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,3 @@
+"""Gantry's dockerd."""
+
+__version__ = "0.1.0"

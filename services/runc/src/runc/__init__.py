@@ -1,0 +1,3 @@
+"""Gantry's runc."""
+
+__version__ = "0.1.0"

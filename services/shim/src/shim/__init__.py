@@ -1,0 +1,3 @@
+"""Gantry's shim."""
+
+__version__ = "0.1.0"
