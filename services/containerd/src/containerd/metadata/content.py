@@ -1,0 +1,6 @@
+"""Tables of the content store."""
+
+from __future__ import annotations
+
+SCHEMA: dict[int, str] = {}
+OCCUPANTS: tuple[str, ...] = ()
