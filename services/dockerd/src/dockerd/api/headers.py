@@ -1,0 +1,19 @@
+"""The headers that every answer of the Engine API carries."""
+
+from __future__ import annotations
+
+from dockerd.version import API_VERSION, VERSION
+
+__all__ = ["SERVER", "common_headers"]
+
+SERVER = f"Docker/{VERSION} (linux)"
+
+
+def common_headers() -> list[tuple[str, str]]:
+    """Names and values, in the order in which they are sent."""
+    return [
+        ("Api-Version", API_VERSION),
+        ("Docker-Experimental", "false"),
+        ("Ostype", "linux"),
+        ("Server", SERVER),
+    ]

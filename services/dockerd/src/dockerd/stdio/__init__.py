@@ -1,0 +1,7 @@
+"""A container's standard streams as the engine sees them; see :class:`StreamService`."""
+
+from __future__ import annotations
+
+from dockerd.stdio.service import AttachOptions, StandardStreams, StreamService, StreamTarget
+
+__all__ = ["AttachOptions", "StandardStreams", "StreamService", "StreamTarget"]

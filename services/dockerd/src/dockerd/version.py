@@ -1,0 +1,15 @@
+"""Which engine this is, and which Engine API it speaks."""
+
+from __future__ import annotations
+
+from dockerd import __version__
+
+__all__ = ["API_VERSION", "MIN_API_VERSION", "VERSION"]
+
+API_VERSION = "1.50"
+"""The newest API version that is served."""
+
+MIN_API_VERSION = "1.24"
+"""The oldest API version that is served."""
+
+VERSION = __version__
