@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class ContractsBuildHook(BuildHookInterface[Any]):
             for path in generate(proto, Path(self._generated.name)):
                 build_data["force_include"][str(path)] = str(path.relative_to(self._generated.name))
 
-    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:  # noqa: ARG002
         if self._generated is not None:
             self._generated.cleanup()
 
@@ -70,7 +70,10 @@ def find_proto(root: Path) -> Path:
     for candidate in (root / "proto", root.parent.parent / "proto"):
         if (candidate / "buf.yaml").is_file():
             return candidate
-    raise FileNotFoundError(f"no proto/ with the contracts in {root} or {root.parent.parent}: build from the repository or a source distribution")
+    raise FileNotFoundError(
+        f"no proto/ with the contracts in {root} or {root.parent.parent}: "
+        "build from the repository or a source distribution"
+    )
 
 
 def generate(proto: Path, source_root: Path) -> list[Path]:
@@ -148,7 +151,8 @@ def relocate(text: str, files: Collection[str]) -> str:
         return f"from {PACKAGE}.{match['package']} import {match['module']}_pb2"
 
     text = re.sub(r"^from (?P<package>[\w.]+) import (?P<module>\w+)_pb2\b", moved, text, flags=re.MULTILINE)
-    return text.replace("BuildTopDescriptorsAndMessages(DESCRIPTOR, '", f"BuildTopDescriptorsAndMessages(DESCRIPTOR, '{PACKAGE}.")
+    names_its_module = "BuildTopDescriptorsAndMessages(DESCRIPTOR, '"
+    return text.replace(names_its_module, f"{names_its_module}{PACKAGE}.")
 
 
 def remove_stale(package: Path, modules: Collection[Path]) -> None:
