@@ -1,0 +1,1 @@
+"""What the tests that cross services share: programs, engines in directories of their own, the machine's state."""
