@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dockerd.version import API_VERSION, VERSION
 
-__all__ = ["SERVER", "common_headers"]
+__all__ = ["SERVER", "common_headers", "unrouted_headers"]
 
 SERVER = f"Docker/{VERSION} (linux)"
 
@@ -17,3 +17,8 @@ def common_headers() -> list[tuple[str, str]]:
         ("Ostype", "linux"),
         ("Server", SERVER),
     ]
+
+
+def unrouted_headers() -> list[tuple[str, str]]:
+    """Those of an answer to a path that does not exist."""
+    return []
