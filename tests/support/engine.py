@@ -33,6 +33,12 @@ def answers(path: Path) -> bool:
         return probe.connect_ex(str(path)) == 0
 
 
+def answers_tcp(port: int) -> bool:
+    """Does something accept connections on this port of 127.0.0.1?"""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 class Daemon:
     """One daemon process whose log is a file; started, killed and started again with the same arguments."""
 
