@@ -146,7 +146,7 @@ def test_a_full_disk_leaves_no_torn_record(tmp_path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(record) * 2 + 10, old[1]))
-        with pytest.raises(OSError, match="c.log|File too large") as caught:
+        with pytest.raises(OSError, match=r"c\.log|File too large") as caught:
             log.write(record * 5)
         assert caught.value.errno in (errno.EFBIG, errno.ENOSPC)
     finally:
@@ -172,5 +172,5 @@ def test_reading_back():
 @pytest.mark.parametrize("line", [b"", b"[]", b'{"log":1}', b"{"])
 def test_what_is_no_record_is_refused(line):
     """Anything but an object with a text raises ValueError."""
-    with pytest.raises(ValueError, match="Expecting|record"):
+    with pytest.raises(ValueError, match=r"Expecting|record"):
         jsonfile.parse(line)
