@@ -116,7 +116,7 @@ def test_pull_errors(clean: Engine, registry: str) -> None:
     done = clean.docker("pull", "127.0.0.1:1/x", check=False)
     assert done.returncode == 1
     assert "connection refused" in done.stderr
-    done = clean.docker("pull", "UPPER/case", check=False)
+    done = clean.docker("pull", "127.0.0.1:1/UPPER", check=False)
     assert "repository name" in done.stderr
     assert "must be lowercase" in done.stderr
 
@@ -139,12 +139,11 @@ def test_corrupt_blob_is_refused(clean: Engine, registry: str, tmp_path_factory:
         ).stdout
     )
     digest = manifest["layers"][0]["digest"].removeprefix("sha256:")
-    [blob] = Path(tmp_path_factory.getbasetemp()).glob(
-        f"registry*/data/docker/registry/v2/blobs/sha256/*/{digest}/data"
-    )
+    stored = f"registry0/data/docker/registry/v2/blobs/sha256/*/{digest}/data"
+    [blob] = tmp_path_factory.getbasetemp().glob(stored)
     whole = blob.read_bytes()
     clean.docker("save", "-o", str(tmp_path_factory.mktemp("save") / "b.tar"), "busybox")
-    saved = next(tmp_path_factory.getbasetemp().glob("save*/b.tar"))
+    saved = tmp_path_factory.getbasetemp() / "save0" / "b.tar"
     try:
         blob.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         clean.docker("rmi", "-f", name, "busybox")

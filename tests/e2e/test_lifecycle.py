@@ -52,23 +52,23 @@ def test_logs_options(clean: Engine) -> None:
 
 def test_exec_options(clean: Engine) -> None:
     """exec with user, directory, environment, input, terminal, and detached."""
-    clean.docker("run", "-d", "--name", "c", "busybox", "sleep", "1000")
+    clean.docker("run", "-d", "--name", "box", "busybox", "sleep", "1000")
     assert (
-        clean.out("exec", "-u", "user", "-w", "/tmp", "-e", "X=y", "c", "sh", "-c", "id -u; pwd; echo $X")
+        clean.out("exec", "-u", "user", "-w", "/tmp", "-e", "X=y", "box", "sh", "-c", "id -u; pwd; echo $X")
         == "1000\n/tmp\ny"
     )
-    assert clean.docker("exec", "-i", "c", "cat", stdin="hello").stdout == "hello"
-    done = clean.docker("exec", "c", "no-such", check=False)
+    assert clean.docker("exec", "-i", "box", "cat", stdin="hello").stdout == "hello"
+    done = clean.docker("exec", "box", "no-such", check=False)
     assert done.returncode == 127
     assert "executable file not found" in done.stdout + done.stderr
-    process, terminal = on_terminal(clean, "exec", "-it", "c", "sh")
+    process, terminal = on_terminal(clean, "exec", "-it", "box", "sh")
     read_until(terminal, b"# ")
     os.write(terminal, b"tty; exit 4\n")
     read_until(terminal, b"/dev/pts/")
     assert process.wait(20) == 4
     os.close(terminal)
-    clean.docker("exec", "-d", "c", "sh", "-c", "echo made > /tmp/made")
-    await_true(lambda: clean.docker("exec", "c", "cat", "/tmp/made", check=False).stdout == "made\n", "no file")
+    clean.docker("exec", "-d", "box", "sh", "-c", "echo made > /tmp/made")
+    await_true(lambda: clean.docker("exec", "box", "cat", "/tmp/made", check=False).stdout == "made\n", "no file")
     done = clean.docker("exec", "nothing", "true", check=False)
     assert "No such container: nothing" in done.stderr
 
@@ -76,38 +76,38 @@ def test_exec_options(clean: Engine) -> None:
 def test_stop_signal_and_timeout(clean: Engine) -> None:
     """stop sends SIGTERM first; a process that handles it ends by itself."""
     script = "trap 'echo bye; exit 7' TERM; echo ready; while true; do sleep 0.1; done"
-    clean.docker("run", "-d", "--name", "t", "busybox", "sh", "-c", script)
-    await_true(lambda: "ready" in clean.out("logs", "t"), "not ready")
-    clean.docker("stop", "t")
-    assert clean.out("inspect", "-f", "{{.State.ExitCode}}", "t") == "7"
-    assert clean.out("logs", "t") == "ready\nbye"
+    clean.docker("run", "-d", "--name", "traps", "busybox", "sh", "-c", script)
+    await_true(lambda: "ready" in clean.out("logs", "traps"), "not ready")
+    clean.docker("stop", "traps")
+    assert clean.out("inspect", "-f", "{{.State.ExitCode}}", "traps") == "7"
+    assert clean.out("logs", "traps") == "ready\nbye"
 
 
 def test_kill_wait_start_restart(clean: Engine) -> None:
     """kill ends it, wait tells the status, start and restart run it again."""
-    clean.docker("run", "-d", "--name", "k", "busybox", "sleep", "1000")
-    waiter = clean.popen("wait", "k")
-    clean.docker("kill", "-s", "KILL", "k")
+    clean.docker("run", "-d", "--name", "kills", "busybox", "sleep", "1000")
+    waiter = clean.popen("wait", "kills")
+    clean.docker("kill", "-s", "KILL", "kills")
     assert waiter.communicate(timeout=20)[0] == b"137\n"
-    done = clean.docker("kill", "k", check=False)
-    assert re.search(r"cannot kill container: k: container \w+ is not running", done.stderr, re.IGNORECASE)
-    clean.docker("start", "k")
-    first = clean.out("inspect", "-f", "{{.State.Pid}}", "k")
-    clean.docker("restart", "-t", "0", "k")
-    second = clean.out("inspect", "-f", "{{.State.Pid}}", "k")
+    done = clean.docker("kill", "kills", check=False)
+    assert re.search(r"cannot kill container: kills: container \w+ is not running", done.stderr, re.IGNORECASE)
+    clean.docker("start", "kills")
+    first = clean.out("inspect", "-f", "{{.State.Pid}}", "kills")
+    clean.docker("restart", "-t", "0", "kills")
+    second = clean.out("inspect", "-f", "{{.State.Pid}}", "kills")
     assert first != second
-    assert clean.out("inspect", "-f", "{{.State.Running}}", "k") == "true"
+    assert clean.out("inspect", "-f", "{{.State.Running}}", "kills") == "true"
 
 
 def test_pause_unpause(clean: Engine) -> None:
     """A paused container does nothing, says so, and goes on."""
-    clean.docker("run", "-d", "--name", "p", "busybox", "sleep", "1000")
-    clean.docker("pause", "p")
+    clean.docker("run", "-d", "--name", "pauses", "busybox", "sleep", "1000")
+    clean.docker("pause", "pauses")
     assert clean.out("ps", "--format", "{{.Status}}").endswith("(Paused)")
-    done = clean.docker("exec", "p", "true", check=False)
+    done = clean.docker("exec", "pauses", "true", check=False)
     assert "is paused" in done.stderr
-    clean.docker("unpause", "p")
-    assert clean.docker("exec", "p", "true").returncode == 0
+    clean.docker("unpause", "pauses")
+    assert clean.docker("exec", "pauses", "true").returncode == 0
 
 
 def test_rename_top_ps(clean: Engine) -> None:
@@ -126,12 +126,12 @@ def test_rename_top_ps(clean: Engine) -> None:
 
 def test_remove_running_needs_force(clean: Engine) -> None:
     """rm of a running container is refused in the real wording, rm -f does it."""
-    clean.docker("run", "-d", "--name", "r", "busybox", "sleep", "1000")
-    done = clean.docker("rm", "r", check=False)
+    clean.docker("run", "-d", "--name", "runs", "busybox", "sleep", "1000")
+    done = clean.docker("rm", "runs", check=False)
     assert done.returncode == 1
     assert "cannot remove container" in done.stderr
     assert "container is running: stop the container before removing or force remove" in done.stderr
-    clean.docker("rm", "-f", "r")
+    clean.docker("rm", "-f", "runs")
     assert clean.out("ps", "-aq") == ""
 
 
@@ -145,15 +145,16 @@ def test_prune(clean: Engine) -> None:
 
 def test_restart_policies(clean: Engine) -> None:
     """on-failure counts its attempts, always comes back, a stop is respected."""
-    clean.docker("run", "-d", "--name", "f", "--restart", "on-failure:2", "busybox", "sh", "-c", "exit 3")
+    clean.docker("run", "-d", "--name", "fails", "--restart", "on-failure:2", "busybox", "sh", "-c", "exit 3")
     await_true(
-        lambda: clean.out("inspect", "-f", "{{.State.Status}} {{.RestartCount}}", "f") == "exited 2", "no 2 restarts"
+        lambda: clean.out("inspect", "-f", "{{.State.Status}} {{.RestartCount}}", "fails") == "exited 2",
+        "no 2 restarts",
     )
-    clean.docker("run", "-d", "--name", "a", "--restart", "always", "busybox", "sh", "-c", "sleep 0.2")
-    await_true(lambda: int(clean.out("inspect", "-f", "{{.RestartCount}}", "a")) >= 2, "not restarted")
-    clean.docker("stop", "-t", "0", "a")
-    count = clean.out("inspect", "-f", "{{.RestartCount}}", "a")
-    assert clean.out("inspect", "-f", "{{.State.Running}} {{.RestartCount}}", "a") == f"false {count}"
+    clean.docker("run", "-d", "--name", "always", "--restart", "always", "busybox", "sh", "-c", "sleep 0.2")
+    await_true(lambda: int(clean.out("inspect", "-f", "{{.RestartCount}}", "always")) >= 2, "not restarted")
+    clean.docker("stop", "-t", "0", "always")
+    count = clean.out("inspect", "-f", "{{.RestartCount}}", "always")
+    assert clean.out("inspect", "-f", "{{.State.Running}} {{.RestartCount}}", "always") == f"false {count}"
 
 
 def test_events(clean: Engine) -> None:
@@ -185,7 +186,9 @@ def test_events(clean: Engine) -> None:
     assert run[-5:] == ["create", "attach", "start", "die", "destroy"]
     stream.terminate()
     stream.wait(10)
-    past = clean.out("events", "--since", since, "--until", "1s", "--filter", "container=ev", "--format", "{{.Action}}")
+    until = clean.out("info", "-f", "{{.SystemTime}}")
+    window = ("--since", since, "--until", until, "--filter", "container=ev")
+    past = clean.out("events", *window, "--format", "{{.Action}}")
     assert past.split()[:3] == ["create", "attach", "start"]
 
 

@@ -15,6 +15,12 @@ from support.engine import Engine, await_true, free_port
 SERVER = ("busybox", "httpd", "-f", "-p", "80", "-h", "/data")
 
 
+def await_httpd(docker: Engine, name: str) -> None:
+    """Wait until the server in a container answers inside it."""
+    command = ("exec", name, "wget", "-qO-", "127.0.0.1/shipped")
+    await_true(lambda: docker.docker(*command, check=False).returncode == 0, "no httpd")
+
+
 def fetch(port: int, host: str = "127.0.0.1") -> bytes:
     """GET /shipped from a published port."""
     connection = http.client.HTTPConnection(host, port, timeout=10)
@@ -42,10 +48,7 @@ def test_published_port(clean: Engine) -> None:
     """-p HOST:CONTAINER is reachable on the host's addresses, is shown by port, and is free again afterwards."""
     port = free_port()
     clean.docker("run", "-d", "--name", "web", "-p", f"{port}:80", *SERVER)
-    await_true(
-        lambda: clean.docker("exec", "web", "wget", "-qO-", "127.0.0.1/shipped", check=False).returncode == 0,
-        "no httpd",
-    )
+    await_httpd(clean, "web")
     assert fetch(port) == b"from the image\n"
     assert f"0.0.0.0:{port}" in clean.out("port", "web", "80")
     gateway = clean.out("network", "inspect", "bridge", "-f", "{{(index .IPAM.Config 0).Gateway}}")
@@ -59,24 +62,22 @@ def test_port_in_use(clean: Engine) -> None:
     """A port that someone listens on is an error before the container runs, and leaves nothing."""
     with socket.create_server(("0.0.0.0", 0)) as server:
         port = server.getsockname()[1]
-        done = clean.docker("run", "--name", "x", "-p", f"{port}:80", "busybox", "true", check=False)
+        done = clean.docker("run", "--name", "first", "-p", f"{port}:80", "busybox", "true", check=False)
     assert done.returncode == 125
     assert "address already in use" in done.stderr
-    clean.docker("rm", "x")
-    clean.docker("run", "-d", "--name", "a", "-p", f"{port}:80", *SERVER)
-    done = clean.docker("run", "--name", "b", "-p", f"{port}:80", "busybox", "true", check=False)
+    clean.docker("rm", "first")
+    clean.docker("run", "-d", "--name", "second", "-p", f"{port}:80", *SERVER)
+    done = clean.docker("run", "--name", "third", "-p", f"{port}:80", "busybox", "true", check=False)
     assert done.returncode == 125
     assert re.search(r"port is already allocated|address already in use", done.stderr)
 
 
 def test_ephemeral_port(clean: Engine) -> None:
     """-p 80 takes a free port and tells it."""
-    clean.docker("run", "-d", "--name", "e", "-p", "127.0.0.1::80", *SERVER)
-    address = clean.out("port", "e", "80")
+    clean.docker("run", "-d", "--name", "ephemeral", "-p", "127.0.0.1::80", *SERVER)
+    address = clean.out("port", "ephemeral", "80")
     port = int(address.removeprefix("127.0.0.1:"))
-    await_true(
-        lambda: clean.docker("exec", "e", "wget", "-qO-", "127.0.0.1/shipped", check=False).returncode == 0, "no httpd"
-    )
+    await_httpd(clean, "ephemeral")
     assert fetch(port) == b"from the image\n"
 
 
