@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
-import tarfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support import programs
-from support.engine import Daemon, Engine, answers_tcp, free_port
+from support.engine import Daemon, Engine, answers_tcp, free_port, tar_of
 from support.machine import MARK
 
 
@@ -37,16 +35,6 @@ def registry(machine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     daemon.start()
     yield f"127.0.0.1:{port}"
     daemon.stop()
-
-
-def tar_of(name: str, data: bytes) -> bytes:
-    """A tar with one file."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        member = tarfile.TarInfo(name)
-        member.size = len(data)
-        tar.addfile(member, io.BytesIO(data))
-    return buffer.getvalue()
 
 
 def remove_images(docker: Engine, *keep: str) -> None:

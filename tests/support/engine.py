@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import select
 import shutil
 import signal
 import socket
 import subprocess
+import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -254,9 +256,6 @@ def engine(directory: Path, token: str, number: int = 0, containerd: str | None 
 
 def busybox_tar() -> bytes:
     """The root file system of a small image, as a tar."""
-    import io
-    import tarfile
-
     binary = Path(programs.busybox()).read_bytes()
     applets = subprocess.run([programs.busybox(), "--list"], capture_output=True, text=True, check=True).stdout.split()
     buffer = io.BytesIO()
@@ -279,6 +278,16 @@ def busybox_tar() -> bytes:
         add("etc/group", tarfile.REGTYPE, 0o644, b"root:x:0:\nuser:x:1000:\nextra:x:2000:user\n")
         add("data/shipped", tarfile.REGTYPE, 0o644, b"from the image\n")
         add("etc/not-executable", tarfile.REGTYPE, 0o644, b"#!/bin/sh\n")
+    return buffer.getvalue()
+
+
+def tar_of(name: str, data: bytes) -> bytes:
+    """A tar with one file."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        member = tarfile.TarInfo(name)
+        member.size = len(data)
+        tar.addfile(member, io.BytesIO(data))
     return buffer.getvalue()
 
 
