@@ -31,15 +31,25 @@ def machine() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def make_engine(machine: str) -> Iterator[Callable[..., Engine]]:
+def short_directory() -> Iterator[Callable[[], Path]]:
+    """Make directories with short names: a unix socket's path has 108 bytes, podman's runroot 50."""
+    with ExitStack() as stack:
+
+        def make() -> Path:
+            directory = tempfile.mkdtemp(prefix="gt-")
+            stack.callback(shutil.rmtree, directory, ignore_errors=True)
+            return Path(directory)
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def make_engine(machine: str, short_directory: Callable[[], Path]) -> Iterator[Callable[..., Engine]]:
     """Make started engines, each in a directory of its own; all are gone at the session's end."""
     with ExitStack() as stack:
 
         def make(image: bool = True, containerd: str | None = None) -> Engine:
-            # short: a unix socket's path has 108 bytes
-            directory = Path(tempfile.mkdtemp(prefix="gt-"))
-            stack.callback(shutil.rmtree, directory, ignore_errors=True)
-            made = stack.enter_context(engine(directory, machine, next(_numbers), containerd))
+            made = stack.enter_context(engine(short_directory(), machine, next(_numbers), containerd))
             if image:
                 import_busybox(made)
             return made

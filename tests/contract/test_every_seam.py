@@ -1,12 +1,10 @@
-"""containerd, shim and runc, each ours or the real one: every combination passes the same suite, driven by the real ctr."""
+"""containerd, shim and runc, each ours or the real one: every combination passes one suite driven by the real ctr."""
 
 from __future__ import annotations
 
 import itertools
-import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -60,7 +58,7 @@ class Stack:
 
     def run(self, *arguments: str, check: bool = True, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
         """``ctr run`` of the busybox root file system: options, then the id and the command."""
-        options = [a for a in itertools.takewhile(lambda a: a.startswith("-"), arguments)]
+        options = list(itertools.takewhile(lambda a: a.startswith("-"), arguments))
         name, *command = arguments[len(options) :]
         fixed = ["--runtime", self.shim, "--runc-binary", self.runc, "--rootfs"]
         return self.ctr("run", *options, *fixed, str(self.rootfs), name, *command, check=check, stdin=stdin)
@@ -89,16 +87,14 @@ VARIABLE = {"containerd": "CONTAINERD", "containerd-shim-runc-v2": "SHIM", "runc
     params=list(itertools.product((OURS, REAL), repeat=3)),
     ids=lambda p: "containerd={} shim={} runc={}".format(*p).replace(" ", ","),
 )
-def stack(request: pytest.FixtureRequest, machine: str) -> Iterator[Stack]:
+def stack(request: pytest.FixtureRequest, machine: str, short_directory: Callable[[], Path]) -> Iterator[Stack]:
     """One combination of makes."""
-    directory = Path(tempfile.mkdtemp(prefix="gt-"))
-    made = Stack(directory, machine, *request.param)
+    made = Stack(short_directory(), machine, *request.param)
     made.daemon.start()
     try:
         yield made
     finally:
         made.close()
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def test_run_output_and_status(stack: Stack) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -52,15 +52,16 @@ class Podman:
 
 
 @pytest.fixture(params=["ours", "real"])
-def podman(request: pytest.FixtureRequest, machine: str, tmp_path: Path) -> Iterator[Podman]:
+def podman(request: pytest.FixtureRequest, machine: str, short_directory: Callable[[], Path]) -> Iterator[Podman]:
     """podman over our runc, and over the real one to prove the test."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
     runtime = programs.ours("runc") if request.param == "ours" else programs.real("REAL_RUNC", "runc")
-    made = Podman(tmp_path, machine, runtime)
+    directory = short_directory()
+    made = Podman(directory, machine, runtime)
     yield made
     made("rm", "-f", "-a", check=False)
-    unmount_below(tmp_path)
+    unmount_below(directory)
 
 
 def test_run(podman: Podman) -> None:
