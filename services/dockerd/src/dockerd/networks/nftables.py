@@ -1,0 +1,180 @@
+"""The engine's nftables table: computed as text, put into the kernel in one transaction by libnftables.
+
+Rules are few and never change while the engine runs; what varies are elements of two maps, one element for each
+published port. The table is the engine's own, and nothing outside it is touched, so rules of the host's administrator
+and of other engines stand beside it: a packet passes only if all of them let it pass.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+from dockerd import errors
+
+__all__ = ["Nftables", "Translation", "add_translations", "delete_table", "delete_translations", "install_table"]
+
+_ANY = IPv4Address(0)
+
+_TABLE = """\
+add table ip {table}
+delete table ip {table}
+table ip {table} {{
+    comment "made by Gantry: replaced when the engine starts"
+
+    map published {{
+        type inet_proto . ipv4_addr . inet_service : ipv4_addr . inet_service
+    }}
+    map published-anywhere {{
+        type inet_proto . inet_service : ipv4_addr . inet_service
+    }}
+
+    chain published-ports {{
+        meta l4proto {{ tcp, udp, sctp }} dnat ip to meta l4proto . ip daddr . th dport map @published
+        meta l4proto {{ tcp, udp, sctp }} dnat ip to meta l4proto . th dport map @published-anywhere
+    }}
+    chain before-conntrack {{
+        type filter hook prerouting priority raw; policy accept;
+        iifname "{bridge}" ip daddr 127.0.0.0/8 drop
+    }}
+    chain prerouting {{
+        type nat hook prerouting priority dstnat; policy accept;
+        fib daddr type local jump published-ports
+    }}
+    chain output {{
+        type nat hook output priority -100; policy accept;
+        fib daddr type local jump published-ports
+    }}
+    chain postrouting {{
+        type nat hook postrouting priority srcnat; policy accept;
+        ip saddr {subnet} oifname != "{bridge}" masquerade
+        ip saddr {subnet} oifname "{bridge}" ct status dnat masquerade
+        ip saddr 127.0.0.0/8 oifname "{bridge}" ct status dnat masquerade
+    }}
+    chain forward {{
+        type filter hook forward priority filter; policy accept;
+        oifname "{bridge}" ct state established,related accept
+        iifname "{bridge}" accept
+        oifname "{bridge}" ct status dnat accept
+        oifname "{bridge}" drop
+    }}
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Translation:
+    """One published port: what comes to ``host_address:host_port`` goes to ``address:port``.
+
+    ``host_address`` 0.0.0.0 is any address of the host.
+    """
+
+    protocol: str
+    host_address: IPv4Address
+    host_port: int
+    address: IPv4Address
+    port: int
+
+
+def install_table(table: str, bridge: str, subnet: IPv4Network, translations: Iterable[Translation]) -> str:
+    """The commands that make the table as it must be, in place of what it was; connections under way go on.
+
+    - A container's connections to the outside get the host's address.
+    - Published ports lead into containers, from outside, from the host itself (127.0.0.1 too: hence the masquerade of
+      loopback sources), and from containers (whose connections get the bridge's address, else the answer would go
+      past the translation).
+    - From outside only published ports are reachable, whatever routes others have.
+    - A container does not reach what the host serves on 127.0.0.1. The bridge has route_localnet, so a packet from it
+      to that network would not be dropped by the kernel itself; answers are not yet translated back at this hook, so
+      they never look like that.
+    """
+    rules = _TABLE.format(table=table, bridge=bridge, subnet=subnet)
+    return rules + add_translations(table, translations)
+
+
+def delete_table(table: str) -> str:
+    """The commands that remove the table, whether it is there or not."""
+    return f"add table ip {table}\ndelete table ip {table}\n"
+
+
+def add_translations(table: str, translations: Iterable[Translation]) -> str:
+    """The commands that open published ports; empty for none."""
+    return _elements(table, translations, "add", with_value=True)
+
+
+def delete_translations(table: str, translations: Iterable[Translation]) -> str:
+    """The commands that close published ports; empty for none."""
+    return _elements(table, translations, "delete", with_value=False)
+
+
+def _elements(table: str, translations: Iterable[Translation], verb: str, *, with_value: bool) -> str:
+    bound: list[str] = []
+    anywhere: list[str] = []
+    for one in translations:
+        value = f" : {one.address} . {one.port}" if with_value else ""
+        if one.host_address == _ANY:
+            anywhere.append(f"{one.protocol} . {one.host_port}{value}")
+        else:
+            bound.append(f"{one.protocol} . {one.host_address} . {one.host_port}{value}")
+    commands = ""
+    if bound:
+        commands += f"{verb} element ip {table} published {{ {', '.join(bound)} }}\n"
+    if anywhere:
+        commands += f"{verb} element ip {table} published-anywhere {{ {', '.join(anywhere)} }}\n"
+    return commands
+
+
+class Nftables:
+    """Runs nftables commands, all of one call in one transaction. Through libnftables; without it through ``nft``."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._library: ctypes.CDLL | None = None
+        self._context: ctypes.c_void_p | None = None
+        try:
+            library = ctypes.CDLL("libnftables.so.1")
+        except OSError:
+            return
+        library.nft_ctx_new.restype = ctypes.c_void_p
+        library.nft_ctx_get_error_buffer.restype = ctypes.c_char_p
+        context = ctypes.c_void_p(library.nft_ctx_new(0))
+        library.nft_ctx_buffer_output(context)
+        library.nft_ctx_buffer_error(context)
+        self._library, self._context = library, context
+
+    def run(self, commands: str) -> None:
+        """Apply all commands or none. Raises SystemFailure with nftables' own words."""
+        if not commands:
+            return
+        with self._lock:
+            if self._library is None:
+                self._run_program(commands)
+            elif self._library.nft_run_cmd_from_buffer(self._context, commands.encode()) != 0:
+                text: bytes = self._library.nft_ctx_get_error_buffer(self._context)
+                raise _failure(text.decode(errors="replace"))
+
+    def close(self) -> None:
+        """Let go of the library's context."""
+        with self._lock:
+            if self._library is not None:
+                self._library.nft_ctx_free(self._context)
+                self._library = self._context = None
+
+    def _run_program(self, commands: str) -> None:
+        try:
+            done = subprocess.run(["nft", "-f", "-"], input=commands, text=True, capture_output=True, check=False)
+        except FileNotFoundError as error:
+            raise errors.SystemFailure(
+                "nftables is not installed: neither libnftables.so.1 nor the program nft was found"
+            ) from error
+        if done.returncode != 0:
+            raise _failure(done.stderr)
+
+
+def _failure(text: str) -> errors.SystemFailure:
+    first = next((line for line in text.splitlines() if line.strip()), "no reason given")
+    return errors.SystemFailure(f"nftables refused the change: {first.removeprefix('Error: ')}")
