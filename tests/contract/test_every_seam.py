@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,11 +23,12 @@ class Stack:
         self.directory = directory
         self.env = programs.environment(**{MARK: token})
         self.address = directory / "s"
-        # by name our containerd takes our shim, warm; by path any shim of any make
-        self.shim = (
-            "io.containerd.runc.v2" if (containerd, shim) == (OURS, OURS) else _path(shim, "containerd-shim-runc-v2")
-        )
-        self.runc = _path(runc, "runc")
+        # a directory with one make of each program, first in PATH: real and ours look there before anywhere else
+        programs_directory = directory / "bin"
+        programs_directory.mkdir()
+        for name, make in (("containerd", containerd), ("containerd-shim-runc-v2", shim), ("runc", runc)):
+            (programs_directory / name).symlink_to(_path(make, name))
+        self.env["PATH"] = f"{programs_directory}{os.pathsep}{self.env['PATH']}"
         config = directory / "config.toml"
         config.write_text('version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n')
         self.daemon = Daemon(
@@ -60,8 +62,18 @@ class Stack:
         """``ctr run`` of the busybox root file system: options, then the id and the command."""
         options = list(itertools.takewhile(lambda a: a.startswith("-"), arguments))
         name, *command = arguments[len(options) :]
-        fixed = ["--runtime", self.shim, "--runc-binary", self.runc, "--rootfs"]
-        return self.ctr("run", *options, *fixed, str(self.rootfs), name, *command, check=check, stdin=stdin)
+        return self.ctr(
+            "run",
+            *options,
+            "--env",
+            "PATH=/bin",
+            "--rootfs",
+            str(self.rootfs),
+            name,
+            *command,
+            check=check,
+            stdin=stdin,
+        )
 
     def close(self) -> None:
         """Remove tasks and containers, stop the daemon, leave nothing."""
@@ -85,7 +97,7 @@ VARIABLE = {"containerd": "CONTAINERD", "containerd-shim-runc-v2": "SHIM", "runc
 @pytest.fixture(
     scope="module",
     params=list(itertools.product((OURS, REAL), repeat=3)),
-    ids=lambda p: "containerd={} shim={} runc={}".format(*p).replace(" ", ","),
+    ids="-".join,
 )
 def stack(request: pytest.FixtureRequest, machine: str, short_directory: Callable[[], Path]) -> Iterator[Stack]:
     """One combination of makes."""
@@ -103,7 +115,7 @@ def test_run_output_and_status(stack: Stack) -> None:
     assert done.returncode == 7
     assert done.stdout == "out\n"
     assert "err\n" in done.stderr
-    assert stack.run("--rm", "box", "cat", stdin=b"through\n").stdout == "through\n"
+    assert stack.run("--rm", "box", "head", "-n", "1", stdin=b"through\n").stdout == "through\n"
     assert stack.ctr("containers", "ls", "-q").stdout == ""
 
 

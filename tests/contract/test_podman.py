@@ -48,7 +48,20 @@ class Podman:
         """``podman run`` of the root file system, options first; ``--`` ends them."""
         split = arguments.index("--")
         options, command = arguments[:split], arguments[split + 1 :]
-        return self("run", "--network", "none", *options, "--rootfs", str(self.rootfs), *command, check=check)
+        return self(
+            "run",
+            "--network",
+            "none",
+            "--ulimit",
+            "nofile=1024:1024",
+            "--ulimit",
+            "nproc=4096:4096",
+            *options,
+            "--rootfs",
+            str(self.rootfs),
+            *command,
+            check=check,
+        )
 
 
 @pytest.fixture(params=["ours", "real"])
