@@ -98,7 +98,7 @@ async def _serve(config: Config) -> int:
 
 
 def _set_oom_score(score: int) -> None:
-    """Apply ``oom_score``. A lower value than the inherited one needs CAP_SYS_RESOURCE: without it, this is no error."""
+    """Apply ``oom_score``. A value below the inherited one needs CAP_SYS_RESOURCE: a lack of that is no error."""
     if score == 0:
         return
     with contextlib.suppress(FileNotFoundError):

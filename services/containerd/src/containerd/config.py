@@ -48,7 +48,14 @@ _SECTIONS: dict[str, dict[str, str]] = {
     "debug": {"level": "log_level", "format": "log_format", "address": "", "uid": "", "gid": ""},
     "metrics": {"address": "", "grpc_histogram": ""},
 }
-_TOP = {"version": "", "root": "root", "state": "state", "oom_score": "oom_score", "disabled_plugins": "", "imports": ""}
+_TOP = {
+    "version": "",
+    "root": "root",
+    "state": "state",
+    "oom_score": "oom_score",
+    "disabled_plugins": "",
+    "imports": "",
+}
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}

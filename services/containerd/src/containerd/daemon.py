@@ -161,9 +161,7 @@ class Daemon:
         server.add(add_StreamingServicer_to_server, Streaming(streams))
         server.add(add_VersionServicer_to_server, Version())
         server.add(add_TasksServicer_to_server, Tasks(TaskDomain(config, shims, containers.get)))
-        introspection = Introspection(
-            server_uuid(config.root), lambda: self._plugins(storage), _runtime_info_of(shims)
-        )
+        introspection = Introspection(server_uuid(config.root), lambda: self._plugins(storage), _runtime_info_of(shims))
         server.add(add_IntrospectionServicer_to_server, introspection)
         for register, servicer in storage.servicers:
             server.add(register, servicer)

@@ -14,10 +14,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from containerd.errors import InvalidArgument
 
-__all__ = ["Adaptor", "Filter", "label_field", "parse"]
+__all__ = ["Adaptor", "Filter", "label_field", "parse", "select"]
+
+T = TypeVar("T")
 
 Adaptor = Callable[[Sequence[str]], "str | None"]
 
@@ -91,6 +95,13 @@ def parse(filters: Iterable[str]) -> Filter:
     if any(not text for text in texts):
         return Filter()  # an empty alternative matches everything
     return Filter(tuple(_Parser(text).selectors() for text in texts))
+
+
+def select(matcher: Filter, objects: Iterable[T], field: Callable[[T, Sequence[str]], str | None]) -> list[T]:
+    """Return the objects that match; ``field`` gives an object's field by its path."""
+    if not matcher:
+        return list(objects)
+    return [item for item in objects if matcher.match(partial(field, item))]
 
 
 def label_field(labels: Mapping[str, str], path: Sequence[str]) -> str | None:

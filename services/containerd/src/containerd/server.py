@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 SOCKET_MODE = 0o660
 _SUN_PATH = 107
 
-_Continuation = Callable[[grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any]"]]
+_Continuation = Callable[[grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any] | None"]]
 _Context = grpc.aio.ServicerContext
 
 
@@ -90,7 +90,7 @@ class _Requests(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
             if handler is None:
                 return None
-            wrapped = self._handlers[method] = _wrap(cast(Any, handler), method)
+            wrapped = self._handlers[method] = _wrap(cast("Any", handler), method)
         return wrapped
 
 

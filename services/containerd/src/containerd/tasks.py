@@ -1,6 +1,6 @@
 """Tasks: the containers that run, and the processes in them.
 
-A thin layer over the shims: what a task is, the shim knows; this knows which shim, and what the words of its errors are.
+A thin layer over the shims: what a task is, the shim knows; this knows which shim, and the words of the errors.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from containerd import filters as filter_language
 from containerd.anyvalue import AnyValue
 from containerd.config import Config
 from containerd.errors import (
+    AlreadyExists,
     ContainerdError,
     DeadlineExceeded,
     InvalidArgument,
@@ -127,9 +128,9 @@ class Tasks:
         chosen = options if options is not None and options.value else container.runtime_options
         runtime = runtime_path or container.runtime
         try:
-            shim = await self._shims.start(
-                namespace, container_id, spec, runtime, chosen, fork=not _joins_a_pod(spec)
-            )
+            shim = await self._shims.start(namespace, container_id, spec, runtime, chosen, fork=not _joins_a_pod(spec))
+        except AlreadyExists:
+            raise
         except (OSError, ContainerdError) as error:
             raise _prefixed("failed to start shim", error) from error
         request = shim_pb2.CreateTaskRequest(
@@ -246,7 +247,7 @@ class Tasks:
         """Let a frozen container go on."""
         await self._call(namespace, container_id, "Resume", shim_pb2.ResumeRequest(id=container_id), Empty, timeout)
 
-    async def pids(self, namespace: str, container_id: str, timeout: float | None) -> list[ProcessInfo]:
+    async def pids(self, namespace: str, container_id: str, timeout: float | None) -> Sequence[ProcessInfo]:
         """Return the processes in a container."""
         request = shim_pb2.PidsRequest(id=container_id)
         response = await self._call(namespace, container_id, "Pids", request, shim_pb2.PidsResponse, timeout)
@@ -269,7 +270,7 @@ class Tasks:
         await self._shim(namespace, container_id)
         raise Unimplemented(f"checkpoint of task {container_id} is not supported: not implemented")
 
-    async def metrics(self, namespace: str, filters: Iterable[str], now: Callable[[], int]) -> list[Metric]:
+    async def metrics(self, namespace: str, filters: Iterable[str], now: Callable[[], int]) -> Sequence[Metric]:
         """Return the resource usage of the tasks that match (fields ``id``, ``namespace``); those that answer."""
         matcher = filter_language.parse(filters)
         chosen = [shim for shim in self._shims.all(namespace) if matcher.match(_task_field(shim))]

@@ -1,4 +1,4 @@
-"""The version that clients see: the containerd release whose contracts are spoken, with Gantry's own behind the plus."""
+"""The version that clients see: the containerd release whose contracts are spoken, Gantry's own behind the plus."""
 
 from __future__ import annotations
 

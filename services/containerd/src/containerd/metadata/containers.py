@@ -6,7 +6,7 @@ import base64
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from containerd import filters as filter_language
@@ -94,10 +94,6 @@ class ContainerStore:
 
     def list(self, namespace: str, filters: Sequence[str] = ()) -> list[Container]:
         """Return the containers that match any of ``filters``, by id. Raises :class:`InvalidArgument`."""
-        return list(self.iterate(namespace, filters))
-
-    def iterate(self, namespace: str, filters: Sequence[str] = ()) -> Iterator[Container]:
-        """Yield what :meth:`list` returns, one at a time."""
         matcher = filter_language.parse(filters)
         ids = matcher.equal_values("id")
         with self._database.read() as connection:
@@ -108,10 +104,7 @@ class ContainerStore:
                 ).fetchall()
             else:
                 rows = [row for key in sorted(ids) if (row := _row(connection, namespace, key))]
-        for row in rows:
-            container = _from_row(row)
-            if matcher.match(lambda path, container=container: container_field(container, path)):  # type: ignore[misc]
-                yield container
+        return filter_language.select(matcher, map(_from_row, rows), container_field)
 
     def create(self, namespace: str, container: Container) -> Container:
         """Store a new container and return it with its times. Raises :class:`InvalidArgument`, `AlreadyExists`."""

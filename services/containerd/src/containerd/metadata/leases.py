@@ -121,7 +121,7 @@ class LeaseStore:
                 "SELECT id, labels, created_at FROM lease WHERE namespace = ? ORDER BY id", (namespace,)
             ).fetchall()
         leases = [Lease(row["id"], json.loads(row["labels"]), row["created_at"]) for row in rows]
-        return [lease for lease in leases if matcher.match(lambda path, lease=lease: _field(lease, path))]  # type: ignore[misc]
+        return filter_language.select(matcher, leases, _field)
 
     def add_resource(self, namespace: str, lease_id: str, resource: LeaseResource) -> None:
         """Put a resource under a lease; doing so twice is no error. Raises :class:`NotFound`, `InvalidArgument`."""
@@ -137,7 +137,7 @@ class LeaseStore:
             _validate(resource)
             remove_from_lease(connection, namespace, lease_id, resource)
 
-    def resources(self, namespace: str, lease_id: str) -> list[LeaseResource]:
+    def resources(self, namespace: str, lease_id: str) -> Sequence[LeaseResource]:
         """Return what a lease keeps, by type and id. Raises :class:`NotFound`."""
         with self._database.read() as connection:
             _require(connection, namespace, lease_id)

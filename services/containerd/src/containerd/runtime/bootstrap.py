@@ -156,9 +156,7 @@ class ShimBinary:
         return [*argv, "-debug"] if self.debug else argv
 
 
-async def _run(
-    argv: list[str], cwd: str, env: dict[str, str], payload: bytes, timeout: float, *, merge: bool
-) -> bytes:
+async def _run(argv: list[str], cwd: str, env: dict[str, str], payload: bytes, timeout: float, *, merge: bool) -> bytes:
     """Run a program to its end and return its output; an error carries what it printed."""
     verb = f"{argv[0]} {argv[-1]}"
     try:
@@ -185,7 +183,9 @@ async def _run(
                 process.kill()
     text = (output if merge else errors or b"").decode("utf-8", "replace").strip()
     if process.returncode != 0:
-        raise Unknown(f"{text}: exit status {process.returncode}" if text else f"{verb}: exit status {process.returncode}")
+        raise Unknown(
+            f"{text}: exit status {process.returncode}" if text else f"{verb}: exit status {process.returncode}"
+        )
     if not merge and text:
         _log.warning("shim binary printed a warning", extra={"binary": argv[0], "verb": argv[-1], "output": text})
     return output
@@ -201,7 +201,9 @@ def parse_bootstrap(output: bytes) -> Bootstrap:
     if text.startswith("{"):
         try:
             members = json.loads(text)
-            bootstrap = Bootstrap(int(members["version"]), str(members["address"]), str(members.get("protocol", "ttrpc")))
+            bootstrap = Bootstrap(
+                int(members["version"]), str(members["address"]), str(members.get("protocol", "ttrpc"))
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise Unknown(f"shim bootstrap cannot be read: {text!r}: {error}") from error
     if bootstrap.version > NEWEST_VERSION:

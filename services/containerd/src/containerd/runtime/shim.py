@@ -37,9 +37,7 @@ class Shim:
     ``lost`` is called once when the connection ends without :meth:`close` having been called.
     """
 
-    def __init__(
-        self, bundle: Bundle, binary: ShimBinary, bootstrap: Bootstrap, lost: Callable[[Shim], None]
-    ) -> None:
+    def __init__(self, bundle: Bundle, binary: ShimBinary, bootstrap: Bootstrap, lost: Callable[[Shim], None]) -> None:
         self.bundle = bundle
         self.binary = binary
         self.version = bootstrap.version
@@ -68,9 +66,7 @@ class Shim:
         for process in list(self._waits):
             self._call_wait(process)
 
-    async def call(
-        self, method: str, request: Message, response_type: type[M], timeout: float | None
-    ) -> M:
+    async def call(self, method: str, request: Message, response_type: type[M], timeout: float | None) -> M:
         """Call a method of the task API; ``timeout`` in seconds.
 
         Raises the error that the shim answered with, :class:`ShimGone`, :class:`DeadlineExceeded`.

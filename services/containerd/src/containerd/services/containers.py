@@ -1,5 +1,7 @@
 """containerd.services.containers.v1.Containers"""
 
+# ruff: noqa: ARG002, N802 (names and arguments are the contract's)
+
 from __future__ import annotations
 
 import asyncio
@@ -65,25 +67,21 @@ class Containers(service.ContainersServicer):
         self._events = events
         self._released = released
 
-    async def Get(  # type: ignore[override]
-        self, request: messages.GetContainerRequest, context: _Context
-    ) -> messages.GetContainerResponse:
+    async def Get(self, request: messages.GetContainerRequest, context: _Context) -> messages.GetContainerResponse:
         container = await asyncio.to_thread(self._store.get, namespace_required(), request.id)
         return messages.GetContainerResponse(container=_message(container))
 
-    async def List(  # type: ignore[override]
-        self, request: messages.ListContainersRequest, context: _Context
-    ) -> messages.ListContainersResponse:
+    async def List(self, request: messages.ListContainersRequest, context: _Context) -> messages.ListContainersResponse:
         found = await asyncio.to_thread(self._store.list, namespace_required(), list(request.filters))
         return messages.ListContainersResponse(containers=[_message(container) for container in found])
 
-    async def ListStream(  # type: ignore[override]
+    async def ListStream(
         self, request: messages.ListContainersRequest, context: _Context
     ) -> AsyncIterator[messages.ListContainerMessage]:
         for container in await asyncio.to_thread(self._store.list, namespace_required(), list(request.filters)):
             yield messages.ListContainerMessage(container=_message(container))
 
-    async def Create(  # type: ignore[override]
+    async def Create(
         self, request: messages.CreateContainerRequest, context: _Context
     ) -> messages.CreateContainerResponse:
         created = await asyncio.to_thread(self._store.create, namespace_required(), _container(request.container))
@@ -96,7 +94,7 @@ class Containers(service.ContainersServicer):
         )
         return response
 
-    async def Update(  # type: ignore[override]
+    async def Update(
         self, request: messages.UpdateContainerRequest, context: _Context
     ) -> messages.UpdateContainerResponse:
         if not request.container.id:
@@ -110,7 +108,7 @@ class Containers(service.ContainersServicer):
         self._events.publish("/containers/update", event)
         return messages.UpdateContainerResponse(container=_message(updated))
 
-    async def Delete(self, request: messages.DeleteContainerRequest, context: _Context) -> Empty:  # type: ignore[override]
+    async def Delete(self, request: messages.DeleteContainerRequest, context: _Context) -> Empty:
         await asyncio.to_thread(self._store.delete, namespace_required(), request.id)
         self._events.publish("/containers/delete", event_types.ContainerDelete(id=request.id))
         self._released()

@@ -1,5 +1,7 @@
 """containerd.services.events.v1.Events, and its ttrpc form, which shims forward their events to."""
 
+# ruff: noqa: ARG002, N802 (names and arguments are the contract's)
+
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
@@ -45,18 +47,16 @@ class Events(service.EventsServicer):
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
 
-    async def Publish(self, request: messages.PublishRequest, context: _Context) -> Empty:  # type: ignore[override]
+    async def Publish(self, request: messages.PublishRequest, context: _Context) -> Empty:
         event = AnyValue(request.event.type_url, request.event.value)
         self._exchange.publish(request.topic, event, namespace_required())
         return Empty()
 
-    async def Forward(self, request: messages.ForwardRequest, context: _Context) -> Empty:  # type: ignore[override]
+    async def Forward(self, request: messages.ForwardRequest, context: _Context) -> Empty:
         self._exchange.forward(_envelope(request.envelope))
         return Empty()
 
-    async def Subscribe(  # type: ignore[override]
-        self, request: messages.SubscribeRequest, context: _Context
-    ) -> AsyncIterator[types.Envelope]:
+    async def Subscribe(self, request: messages.SubscribeRequest, context: _Context) -> AsyncIterator[types.Envelope]:
         subscription = self._exchange.subscribe(list(request.filters))
         try:
             # Tells the client at once that the subscription stands: it may start what it wants to hear of.
@@ -73,7 +73,7 @@ class ForwardedEvents:
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
 
-    async def Forward(self, request: ttrpc_messages.ForwardRequest, call: Call) -> Empty:  # noqa: ARG002 (the contract's)
+    async def Forward(self, request: ttrpc_messages.ForwardRequest, call: Call) -> Empty:
         """Publish what a shim saw."""
         try:
             self._exchange.forward(_envelope(request.envelope))

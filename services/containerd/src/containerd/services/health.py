@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_health.v1.health import aio  # type: ignore[import-untyped]
 
 __all__ = ["Health", "register"]
 

@@ -1,5 +1,7 @@
 """containerd.services.introspection.v1.Introspection"""
 
+# ruff: noqa: ARG002, N802 (names and arguments are the contract's)
+
 from __future__ import annotations
 
 import os
@@ -11,7 +13,6 @@ import grpc.aio
 from google.protobuf import any_pb2
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError
-from google.rpc import code_pb2, status_pb2
 
 from containerd import filters as filter_language
 from containerd.anyvalue import AnyValue
@@ -26,6 +27,7 @@ from gantry.contracts.containerd.types import platform_pb2
 __all__ = ["Introspection", "server_uuid"]
 
 _Context = grpc.aio.ServicerContext[Any, Any]
+_UNKNOWN = 2  # of google.rpc.Code
 _RUNTIME_REQUEST = types.RuntimeRequest.DESCRIPTOR.full_name
 _RUNTIME_INFO = types.RuntimeInfo.DESCRIPTOR.full_name
 
@@ -57,7 +59,7 @@ def _message(plugin: PluginInfo) -> messages.Plugin:
     )
     if plugin.error:
         # How clients tell "not for this machine" from "broken": the text ends in "skip plugin".
-        message.init_err.CopyFrom(status_pb2.Status(code=code_pb2.UNKNOWN, message=plugin.error))
+        message.init_err.code, message.init_err.message = _UNKNOWN, plugin.error
     return message
 
 
@@ -73,19 +75,15 @@ class Introspection(service.IntrospectionServicer):
         self._plugins = plugins
         self._runtime_info = runtime_info
 
-    async def Plugins(self, request: messages.PluginsRequest, context: _Context) -> messages.PluginsResponse:  # type: ignore[override]
+    async def Plugins(self, request: messages.PluginsRequest, context: _Context) -> messages.PluginsResponse:
         matcher = filter_language.parse(request.filters)
-        found = [plugin for plugin in self._plugins() if matcher.match(lambda path, plugin=plugin: _field(plugin, path))]  # type: ignore[misc]
+        found = filter_language.select(matcher, self._plugins(), _field)
         return messages.PluginsResponse(plugins=[_message(plugin) for plugin in found])
 
-    async def Server(self, request: Empty, context: _Context) -> messages.ServerResponse:  # type: ignore[override]
-        return messages.ServerResponse(
-            uuid=self._identity, pid=os.getpid(), pidns=os.stat("/proc/self/ns/pid").st_ino
-        )
+    async def Server(self, request: Empty, context: _Context) -> messages.ServerResponse:
+        return messages.ServerResponse(uuid=self._identity, pid=os.getpid(), pidns=os.stat("/proc/self/ns/pid").st_ino)
 
-    async def PluginInfo(  # type: ignore[override]
-        self, request: messages.PluginInfoRequest, context: _Context
-    ) -> messages.PluginInfoResponse:
+    async def PluginInfo(self, request: messages.PluginInfoRequest, context: _Context) -> messages.PluginInfoResponse:
         wanted = (request.type, request.id)
         plugin = next((plugin for plugin in self._plugins() if (plugin.type, plugin.id) == wanted), None)
         if plugin is None:

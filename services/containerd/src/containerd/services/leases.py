@@ -1,5 +1,7 @@
 """containerd.services.leases.v1.Leases"""
 
+# ruff: noqa: ARG002, N802 (names and arguments are the contract's)
+
 from __future__ import annotations
 
 import asyncio
@@ -38,20 +40,18 @@ class Leases(service.LeasesServicer):
     when it is gone, for a client that asked to wait.
     """
 
-    def __init__(
-        self, store: LeaseStore, released: Callable[[], None], collect: Callable[[], Awaitable[None]]
-    ) -> None:
+    def __init__(self, store: LeaseStore, released: Callable[[], None], collect: Callable[[], Awaitable[None]]) -> None:
         self._store = store
         self._released = released
         self._collect = collect
 
-    async def Create(self, request: messages.CreateRequest, context: _Context) -> messages.CreateResponse:  # type: ignore[override]
+    async def Create(self, request: messages.CreateRequest, context: _Context) -> messages.CreateResponse:
         lease = await asyncio.to_thread(
             self._store.create, namespace_required(), request.id or _random_id(), dict(request.labels)
         )
         return messages.CreateResponse(lease=_message(lease))
 
-    async def Delete(self, request: messages.DeleteRequest, context: _Context) -> Empty:  # type: ignore[override]
+    async def Delete(self, request: messages.DeleteRequest, context: _Context) -> Empty:
         await asyncio.to_thread(self._store.delete, namespace_required(), request.id)
         if request.sync:
             await self._collect()
@@ -59,22 +59,22 @@ class Leases(service.LeasesServicer):
             self._released()
         return Empty()
 
-    async def List(self, request: messages.ListRequest, context: _Context) -> messages.ListResponse:  # type: ignore[override]
+    async def List(self, request: messages.ListRequest, context: _Context) -> messages.ListResponse:
         found = await asyncio.to_thread(self._store.list, namespace_required(), list(request.filters))
         return messages.ListResponse(leases=[_message(lease) for lease in found])
 
-    async def AddResource(self, request: messages.AddResourceRequest, context: _Context) -> Empty:  # type: ignore[override]
+    async def AddResource(self, request: messages.AddResourceRequest, context: _Context) -> Empty:
         resource = LeaseResource(request.resource.type, request.resource.id)
         await asyncio.to_thread(self._store.add_resource, namespace_required(), request.id, resource)
         return Empty()
 
-    async def DeleteResource(self, request: messages.DeleteResourceRequest, context: _Context) -> Empty:  # type: ignore[override]
+    async def DeleteResource(self, request: messages.DeleteResourceRequest, context: _Context) -> Empty:
         resource = LeaseResource(request.resource.type, request.resource.id)
         await asyncio.to_thread(self._store.delete_resource, namespace_required(), request.id, resource)
         self._released()
         return Empty()
 
-    async def ListResources(  # type: ignore[override]
+    async def ListResources(
         self, request: messages.ListResourcesRequest, context: _Context
     ) -> messages.ListResourcesResponse:
         found = await asyncio.to_thread(self._store.resources, namespace_required(), request.id)

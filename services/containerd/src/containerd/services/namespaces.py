@@ -1,5 +1,7 @@
 """containerd.services.namespaces.v1.Namespaces"""
 
+# ruff: noqa: ARG002, N802 (names and arguments are the contract's)
+
 from __future__ import annotations
 
 import asyncio
@@ -31,19 +33,15 @@ class Namespaces(service.NamespacesServicer):
         self._store = store
         self._events = events
 
-    async def Get(  # type: ignore[override]
-        self, request: messages.GetNamespaceRequest, context: _Context
-    ) -> messages.GetNamespaceResponse:
+    async def Get(self, request: messages.GetNamespaceRequest, context: _Context) -> messages.GetNamespaceResponse:
         namespace = await asyncio.to_thread(self._store.get, request.name)
         return messages.GetNamespaceResponse(namespace=_message(namespace))
 
-    async def List(  # type: ignore[override]
-        self, request: messages.ListNamespacesRequest, context: _Context
-    ) -> messages.ListNamespacesResponse:
+    async def List(self, request: messages.ListNamespacesRequest, context: _Context) -> messages.ListNamespacesResponse:
         found = await asyncio.to_thread(self._store.list)
         return messages.ListNamespacesResponse(namespaces=[_message(namespace) for namespace in found])
 
-    async def Create(  # type: ignore[override]
+    async def Create(
         self, request: messages.CreateNamespaceRequest, context: _Context
     ) -> messages.CreateNamespaceResponse:
         name, labels = request.namespace.name, dict(request.namespace.labels)
@@ -51,7 +49,7 @@ class Namespaces(service.NamespacesServicer):
         self._events.publish("/namespaces/create", event_types.NamespaceCreate(name=name, labels=labels), name)
         return messages.CreateNamespaceResponse(namespace=_message(created))
 
-    async def Update(  # type: ignore[override]
+    async def Update(
         self, request: messages.UpdateNamespaceRequest, context: _Context
     ) -> messages.UpdateNamespaceResponse:
         name, labels = request.namespace.name, dict(request.namespace.labels)
@@ -68,7 +66,7 @@ class Namespaces(service.NamespacesServicer):
         self._events.publish("/namespaces/update", event_types.NamespaceUpdate(name=name, labels=labels), name)
         return messages.UpdateNamespaceResponse(namespace=_message(updated))
 
-    async def Delete(self, request: messages.DeleteNamespaceRequest, context: _Context) -> Empty:  # type: ignore[override]
+    async def Delete(self, request: messages.DeleteNamespaceRequest, context: _Context) -> Empty:
         await asyncio.to_thread(self._store.delete, request.name)
         self._events.publish("/namespaces/delete", event_types.NamespaceDelete(name=request.name), request.name)
         return Empty()

@@ -1,5 +1,7 @@
 """containerd.services.streaming.v1.Streaming"""
 
+# ruff: noqa: ARG002, N802 (names and arguments are the contract's)
+
 from __future__ import annotations
 
 import asyncio
@@ -30,7 +32,7 @@ class Streaming(service.StreamingServicer):
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
 
-    async def Stream(  # type: ignore[override]
+    async def Stream(
         self, request_iterator: AsyncIterator[any_pb2.Any], context: _Context
     ) -> AsyncIterator[any_pb2.Any]:
         namespace = namespace_required()

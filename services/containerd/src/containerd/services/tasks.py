@@ -1,5 +1,7 @@
 """containerd.services.tasks.v1.Tasks"""
 
+# ruff: noqa: ARG002, N802 (names and arguments are the contract's)
+
 from __future__ import annotations
 
 import time
@@ -51,9 +53,7 @@ class Tasks(service.TasksServicer):
     def __init__(self, tasks: TaskDomain) -> None:
         self._tasks = tasks
 
-    async def Create(  # type: ignore[override]
-        self, request: messages.CreateTaskRequest, context: _Context
-    ) -> messages.CreateTaskResponse:
+    async def Create(self, request: messages.CreateTaskRequest, context: _Context) -> messages.CreateTaskResponse:
         if request.HasField("checkpoint"):
             raise Unimplemented("checkpoint: restoring from a checkpoint is not supported: not implemented")
         pid = await self._tasks.create(
@@ -67,20 +67,16 @@ class Tasks(service.TasksServicer):
         )
         return messages.CreateTaskResponse(container_id=request.container_id, pid=pid)
 
-    async def Start(self, request: messages.StartRequest, context: _Context) -> messages.StartResponse:  # type: ignore[override]
+    async def Start(self, request: messages.StartRequest, context: _Context) -> messages.StartResponse:
         pid = await self._tasks.start(
             namespace_required(), request.container_id, request.exec_id, context.time_remaining()
         )
         return messages.StartResponse(pid=pid)
 
-    async def Delete(self, request: messages.DeleteTaskRequest, context: _Context) -> messages.DeleteResponse:  # type: ignore[override]
-        return _deleted(
-            await self._tasks.delete(namespace_required(), request.container_id, context.time_remaining())
-        )
+    async def Delete(self, request: messages.DeleteTaskRequest, context: _Context) -> messages.DeleteResponse:
+        return _deleted(await self._tasks.delete(namespace_required(), request.container_id, context.time_remaining()))
 
-    async def DeleteProcess(  # type: ignore[override]
-        self, request: messages.DeleteProcessRequest, context: _Context
-    ) -> messages.DeleteResponse:
+    async def DeleteProcess(self, request: messages.DeleteProcessRequest, context: _Context) -> messages.DeleteResponse:
         if not request.exec_id:
             raise InvalidArgument("exec id cannot be empty")
         exit_ = await self._tasks.delete_process(
@@ -88,17 +84,17 @@ class Tasks(service.TasksServicer):
         )
         return _deleted(exit_, request.exec_id)
 
-    async def Get(self, request: messages.GetRequest, context: _Context) -> messages.GetResponse:  # type: ignore[override]
+    async def Get(self, request: messages.GetRequest, context: _Context) -> messages.GetResponse:
         state = await self._tasks.get(
             namespace_required(), request.container_id, request.exec_id, context.time_remaining()
         )
         return messages.GetResponse(process=_process(state))
 
-    async def List(self, request: messages.ListTasksRequest, context: _Context) -> messages.ListTasksResponse:  # type: ignore[override]
+    async def List(self, request: messages.ListTasksRequest, context: _Context) -> messages.ListTasksResponse:
         states = await self._tasks.list(namespace_required())
         return messages.ListTasksResponse(tasks=[_process(state) for state in states])
 
-    async def Kill(self, request: messages.KillRequest, context: _Context) -> Empty:  # type: ignore[override]
+    async def Kill(self, request: messages.KillRequest, context: _Context) -> Empty:
         await self._tasks.kill(
             namespace_required(),
             request.container_id,
@@ -109,7 +105,7 @@ class Tasks(service.TasksServicer):
         )
         return Empty()
 
-    async def Exec(self, request: messages.ExecProcessRequest, context: _Context) -> Empty:  # type: ignore[override]
+    async def Exec(self, request: messages.ExecProcessRequest, context: _Context) -> Empty:
         spec = any_value(request.spec)
         if spec is None:
             raise InvalidArgument("exec spec cannot be empty")
@@ -123,7 +119,7 @@ class Tasks(service.TasksServicer):
         )
         return Empty()
 
-    async def ResizePty(self, request: messages.ResizePtyRequest, context: _Context) -> Empty:  # type: ignore[override]
+    async def ResizePty(self, request: messages.ResizePtyRequest, context: _Context) -> Empty:
         await self._tasks.resize(
             namespace_required(),
             request.container_id,
@@ -134,34 +130,34 @@ class Tasks(service.TasksServicer):
         )
         return Empty()
 
-    async def CloseIO(self, request: messages.CloseIORequest, context: _Context) -> Empty:  # type: ignore[override]
+    async def CloseIO(self, request: messages.CloseIORequest, context: _Context) -> Empty:
         if request.stdin:
             await self._tasks.close_stdin(
                 namespace_required(), request.container_id, request.exec_id, context.time_remaining()
             )
         return Empty()
 
-    async def Pause(self, request: messages.PauseTaskRequest, context: _Context) -> Empty:  # type: ignore[override]
+    async def Pause(self, request: messages.PauseTaskRequest, context: _Context) -> Empty:
         await self._tasks.pause(namespace_required(), request.container_id, context.time_remaining())
         return Empty()
 
-    async def Resume(self, request: messages.ResumeTaskRequest, context: _Context) -> Empty:  # type: ignore[override]
+    async def Resume(self, request: messages.ResumeTaskRequest, context: _Context) -> Empty:
         await self._tasks.resume(namespace_required(), request.container_id, context.time_remaining())
         return Empty()
 
-    async def ListPids(self, request: messages.ListPidsRequest, context: _Context) -> messages.ListPidsResponse:  # type: ignore[override]
+    async def ListPids(self, request: messages.ListPidsRequest, context: _Context) -> messages.ListPidsResponse:
         found = await self._tasks.pids(namespace_required(), request.container_id, context.time_remaining())
         return messages.ListPidsResponse(
             processes=[task_pb2.ProcessInfo(pid=process.pid, info=any_message(process.info)) for process in found]
         )
 
-    async def Checkpoint(  # type: ignore[override]
+    async def Checkpoint(
         self, request: messages.CheckpointTaskRequest, context: _Context
     ) -> messages.CheckpointTaskResponse:
         await self._tasks.checkpoint(namespace_required(), request.container_id)
         return messages.CheckpointTaskResponse()
 
-    async def Update(self, request: messages.UpdateTaskRequest, context: _Context) -> Empty:  # type: ignore[override]
+    async def Update(self, request: messages.UpdateTaskRequest, context: _Context) -> Empty:
         await self._tasks.update(
             namespace_required(),
             request.container_id,
@@ -171,7 +167,7 @@ class Tasks(service.TasksServicer):
         )
         return Empty()
 
-    async def Metrics(self, request: messages.MetricsRequest, context: _Context) -> messages.MetricsResponse:  # type: ignore[override]
+    async def Metrics(self, request: messages.MetricsRequest, context: _Context) -> messages.MetricsResponse:
         found = await self._tasks.metrics(namespace_required(), list(request.filters), time.time_ns)
         return messages.MetricsResponse(
             metrics=[
@@ -179,6 +175,6 @@ class Tasks(service.TasksServicer):
             ]
         )
 
-    async def Wait(self, request: messages.WaitRequest, context: _Context) -> messages.WaitResponse:  # type: ignore[override]
+    async def Wait(self, request: messages.WaitRequest, context: _Context) -> messages.WaitResponse:
         exit_ = await self._tasks.wait(namespace_required(), request.container_id, request.exec_id)
         return messages.WaitResponse(exit_status=exit_.status, exited_at=timestamp(exit_.exited_at))

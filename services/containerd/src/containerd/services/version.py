@@ -1,5 +1,7 @@
 """containerd.services.version.v1.Version"""
 
+# ruff: noqa: ARG002, N802 (names and arguments are the contract's)
+
 from __future__ import annotations
 
 from typing import Any
@@ -19,5 +21,5 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class Version(service.VersionServicer):
     """Says which containerd this is equal to, and that it is Gantry's."""
 
-    async def Version(self, request: Empty, context: _Context) -> messages.VersionResponse:  # type: ignore[override]
+    async def Version(self, request: Empty, context: _Context) -> messages.VersionResponse:
         return messages.VersionResponse(version=version.VERSION, revision=version.REVISION)
