@@ -22,6 +22,7 @@ from dockerd.images import ImageService
 from dockerd.networks import NetworkService
 from dockerd.server.reactor import Reactor
 from dockerd.stdio import StreamService
+from dockerd.stdio.inotify import DirectoryWatcher
 from dockerd.store import open_database
 from dockerd.volumes import VolumeService
 
@@ -48,6 +49,7 @@ class Engine:
     volumes: VolumeService
     containers: ContainerService
     execs: ExecService
+    log_watcher: DirectoryWatcher
 
     def start(self) -> None:
         """Bring the parts up: after this every request can be served."""
@@ -107,6 +109,7 @@ def build(config: Config, containerd_address: str) -> Engine:
         volumes=volumes,
         containers=containers,
         execs=execs,
+        log_watcher=DirectoryWatcher(reactor),
     )
 
 

@@ -13,6 +13,7 @@ from email.message import Message
 from typing import Any, TypeVar, cast
 
 import flask
+import msgspec
 
 from dockerd.api.versions import parse_version
 from dockerd.errors import EngineError, InvalidParameter, SystemFailure
@@ -22,6 +23,7 @@ __all__ = [
     "BodyTooLarge",
     "Fields",
     "api_at_least",
+    "encode_json",
     "json_body",
     "json_reply",
     "no_content",
@@ -272,11 +274,14 @@ def _require_json(kind: str) -> None:
         raise InvalidParameter(f"unsupported Content-Type header ({kind}): must be 'application/json'")
 
 
-def json_reply(value: object, status: int = 200) -> flask.Response:
-    """A JSON body, as compact as the real engine's and ending in a newline."""
-    import msgspec
+def encode_json(value: object) -> bytes:
+    """JSON as the real engine writes it: compact, and ending in a newline."""
+    return msgspec.json.encode(value) + b"\n"
 
-    return flask.Response(msgspec.json.encode(value) + b"\n", status=status, content_type="application/json")
+
+def json_reply(value: object, status: int = 200) -> flask.Response:
+    """Answer with a JSON body."""
+    return flask.Response(encode_json(value), status=status, content_type="application/json")
 
 
 def no_content() -> flask.Response:

@@ -8,12 +8,12 @@ that the client had already sent, and forgets the connection.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 import flask
 
-__all__ = ["Detached", "upgrade"]
+__all__ = ["Detached", "refuse", "upgrade"]
 
 Take = Callable[[socket.socket, bytes], None]
 
@@ -27,26 +27,40 @@ class Detached(BaseException):
         self.abandon = abandon or (lambda: None)
 
 
-def upgrade(take: Take, *, multiplexed: bool) -> NoReturn:
+def upgrade(take: Take, *, multiplexed: bool, headers: Iterable[tuple[str, str]] = ()) -> NoReturn:
     """Answer the request by making its connection a raw, two-way stream, and give it to ``take``.
 
-    With ``Connection: Upgrade`` and ``Upgrade: tcp`` in the request the answer is 101, else 200 (clients before
-    API 1.20). ``take`` runs in the worker's thread, may block a short while, and owns the socket.
+    With an Upgrade header in the request the answer is 101, else 200, as clients of before API 1.20 expect.
+    ``multiplexed`` chooses the media type, for clients of API 1.42 or later. ``take`` runs in the worker's thread, may block
+    a short while, and owns the socket.
     """
-    request = flask.request
-    kind = "multiplexed" if multiplexed else "raw"
-    fields = f"Content-Type: application/vnd.docker.{kind}-stream\r\n"
-    if request.headers.get("Upgrade"):
-        head = f"HTTP/1.1 101 UPGRADED\r\n{fields}Connection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
-    else:
-        head = f"HTTP/1.1 200 OK\r\n{fields}\r\n"
+    asked = flask.request.headers.get("Upgrade") is not None
+    framed = asked and multiplexed and flask.g.api_version >= (1, 42)
+    lines = ["HTTP/1.1 101 UPGRADED" if asked else "HTTP/1.1 200 OK"]
+    lines.append(f"Content-Type: application/vnd.docker.{'multiplexed' if framed else 'raw'}-stream")
+    if asked:
+        lines += ["Connection: Upgrade", "Upgrade: tcp"]
+    lines += [f"{name}: {value}" for name, value in headers]
+    raise Detached(_behind("\r\n".join(lines) + "\r\n\r\n", take))
 
+
+def refuse(status: int, phrase: str, message: str) -> NoReturn:
+    """Answer a request for a stream with an error, in the form that the real engine has for it: text until the end."""
+    head = f"HTTP/1.1 {status} {phrase}\r\nContent-Type: application/vnd.docker.raw-stream\r\n\r\n{message}\r\n"
+
+    def take(client: socket.socket, _early: bytes) -> None:
+        client.close()
+
+    raise Detached(_behind(head, take))
+
+
+def _behind(head: str, take: Take) -> Take:
     def start(client: socket.socket, early: bytes) -> None:
         try:
-            client.sendall(head.encode("latin-1"))
+            client.sendall(head.encode("latin-1", "replace"))
         except OSError:
-            client.close()
+            client.close()  # the client did not wait for the answer
             return
         take(client, early)
 
-    raise Detached(start)
+    return start

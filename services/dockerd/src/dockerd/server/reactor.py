@@ -11,16 +11,18 @@ import heapq
 import itertools
 import logging
 import os
-import selectors
+import select
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 
-__all__ = ["READ", "WRITE", "Reactor", "Timer"]
+__all__ = ["HANGUP", "READ", "WRITE", "Reactor", "Timer"]
 
-READ = selectors.EVENT_READ
-WRITE = selectors.EVENT_WRITE
+READ = select.EPOLLIN
+WRITE = select.EPOLLOUT
+HANGUP = select.EPOLLHUP | select.EPOLLERR
+"""Reported whatever is waited for: nobody is at the other end any more."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +51,8 @@ class Reactor:
     """A selector loop in a thread of its own."""
 
     def __init__(self) -> None:
-        self._selector = selectors.EpollSelector()
+        self._epoll = select.epoll()
+        self._watched: dict[int, Callable[[int], None]] = {}
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._ready: deque[Callable[[], None]] = deque()
         self._timers: list[tuple[float, int, Timer]] = []
@@ -60,7 +63,7 @@ class Reactor:
 
     def start(self) -> None:
         """Start the loop's thread."""
-        self._selector.register(self._wakeup, READ, self._drain_wakeup)
+        self.watch(self._wakeup, READ, self._drain_wakeup)
         self._running = True
         self._thread = threading.Thread(target=self._run, name="reactor", daemon=True)
         self._thread.start()
@@ -73,7 +76,7 @@ class Reactor:
         self.call_soon(self._stop)
         if thread is not threading.current_thread():
             thread.join()
-        self._selector.close()
+        self._epoll.close()
         os.close(self._wakeup)
 
     def in_loop(self) -> bool:
@@ -95,16 +98,21 @@ class Reactor:
         return timer
 
     def watch(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
-        """Call ``callback`` with the ready events of ``fd`` until :meth:`unwatch`. In the loop only."""
-        self._selector.register(fd, events, callback)
+        """Call ``callback`` with the ready events of ``fd`` until :meth:`unwatch`. In the loop only.
+
+        ``events`` is READ, WRITE, both, or 0 to hear of a hang-up alone.
+        """
+        self._epoll.register(fd, events)
+        self._watched[fd] = callback
 
     def rewatch(self, fd: int, events: int) -> None:
         """Change what is waited for on ``fd``. In the loop only."""
-        self._selector.modify(fd, events, self._selector.get_key(fd).data)
+        self._epoll.modify(fd, events)
 
     def unwatch(self, fd: int) -> None:
         """Stop watching ``fd``, to be called before it is closed. In the loop only."""
-        self._selector.unregister(fd)
+        self._epoll.unregister(fd)
+        del self._watched[fd]
 
     def _stop(self) -> None:
         self._running = False
@@ -120,17 +128,18 @@ class Reactor:
 
     def _run(self) -> None:
         while self._running:
-            for key, events in self._select():
+            for fd, events in self._wait():
                 # A callback may have unwatched a descriptor that is ready in the same round.
-                if self._selector.get_map().get(key.fd) is key:
-                    self._call(key.data, events)
+                callback = self._watched.get(fd)
+                if callback is not None:
+                    self._call(callback, events)
             now = time.monotonic()
             while self._timers and self._timers[0][0] <= now:
                 self._call(heapq.heappop(self._timers)[2].fire)
             for _ in range(len(self._ready)):
                 self._call(self._ready.popleft())
 
-    def _select(self) -> list[tuple[selectors.SelectorKey, int]]:
+    def _wait(self) -> list[tuple[int, int]]:
         self._asleep = True
         try:
             if self._ready:
@@ -139,7 +148,7 @@ class Reactor:
                 timeout = max(0.0, self._timers[0][0] - time.monotonic())
             else:
                 timeout = None
-            return self._selector.select(timeout)
+            return self._epoll.poll(timeout)
         finally:
             self._asleep = False
 

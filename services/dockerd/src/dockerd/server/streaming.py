@@ -23,12 +23,15 @@ from typing import NoReturn
 import flask
 
 from dockerd.server.hijack import Detached
-from dockerd.server.reactor import READ, WRITE, Reactor
+from dockerd.server.reactor import HANGUP, READ, WRITE, Reactor
 
 __all__ = ["ResponseStream", "open_stream"]
 
 HIGH_WATER = 1 << 20
 """Bytes kept for a client that reads slowly before :meth:`ResponseStream.write` says to pause."""
+
+TURNS = 4
+"""Pieces that one response produces before the loop looks at the others."""
 
 OVERFLOW = 64 << 20
 """Bytes kept for a client whose writer cannot pause, before it is dropped."""
@@ -132,7 +135,7 @@ class ResponseStream:
         self._reactor.call_soon(self._flush)
 
     def _on_events(self, events: int) -> None:
-        if events & READ and self._client_left():
+        if events & HANGUP or (events & READ and self._client_left()):
             self._finish()
             return
         if events & WRITE:
@@ -153,25 +156,32 @@ class ResponseStream:
         if self._socket is None or self._gone:
             return
         try:
-            drained = self._send_buffered(self._socket)
-            # A bounded number of turns: other connections have their share of the loop.
-            for _ in range(4):
-                if not drained or self._producer is None or self._ended:
-                    break
-                piece = self._producer()
-                if not piece:
-                    break
-                self.write(piece)
-                drained = self._send_buffered(self._socket)
-            else:
-                self._schedule()
+            drained = self._send_produced(self._socket)
         except OSError:
             self._finish()
             return
-        if drained and self._ended:
+        with self._lock:
+            done = self._ended and not self._buffer
+        if done:
             self._finish()
         else:
             self._want_write(self._socket, not drained)
+
+    def _send_produced(self, client: socket.socket) -> bool:
+        """Send what is queued, and what the producer has, until there is nothing (True) or the client is behind."""
+        # A bounded number of turns: other connections have their share of the loop.
+        for _ in range(TURNS):
+            if not self._send_buffered(client):
+                return False
+            if self._producer is None or self._ended:
+                return True
+            piece = self._producer()
+            if piece:
+                self.write(piece)
+            elif not self._ended:
+                return True
+        self._schedule()
+        return True
 
     def _send_buffered(self, client: socket.socket) -> bool:
         """Send until nothing is left (True) or the client's buffer is full (False)."""

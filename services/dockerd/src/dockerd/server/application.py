@@ -1,0 +1,107 @@
+"""The daemon's processes under gunicorn: a light master that keeps the sockets, and workers that hold an engine each."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from gunicorn.app.base import BaseApplication
+from gunicorn.glogging import Logger
+
+from dockerd.config import Config
+from dockerd.log import Formatter
+
+__all__ = ["Application"]
+
+THREADS = 32
+"""Requests served at a time by one worker. What waits for long is not served by a thread but by the reactor."""
+
+BOOT_FAILED = 3
+"""The exit status by which a worker tells gunicorn's master that starting another one makes no sense."""
+
+_log = logging.getLogger(__name__)
+
+
+class _Logger(Logger):  # type: ignore[misc]
+    """gunicorn's own messages, in the daemon's form and quieter: its "info" is the daemon's "debug"."""
+
+    def setup(self, cfg: Any) -> None:
+        super().setup(cfg)
+        for handler in self.error_log.handlers:
+            handler.setFormatter(Formatter())
+
+    def info(self, msg: str, *args: Any, **kwargs: Any) -> None:
+        self.debug(msg, *args, **kwargs)
+
+
+class Application(BaseApplication):  # type: ignore[misc]
+    """Runs the daemon on sockets that are open already, until it is told to stop."""
+
+    def __init__(
+        self,
+        config: Config,
+        listeners: Sequence[int],
+        containerd_address: str,
+        on_exit: Callable[[], None],
+    ) -> None:
+        self._config = config
+        self._listeners = listeners
+        self._containerd_address = containerd_address
+        self._on_exit = on_exit
+        super().__init__()
+
+    def load_config(self) -> None:
+        """Set gunicorn up. Nothing of it comes from files, arguments or environment of its own."""
+        settings: dict[str, Any] = {
+            "bind": [f"fd://{number}" for number in self._listeners],
+            "workers": 1,
+            "worker_class": "dockerd.server.worker.Worker",
+            "threads": THREADS,
+            "worker_connections": 8192,
+            "keepalive": 60,
+            "timeout": 120,
+            "graceful_timeout": self._config.shutdown_timeout,
+            # A registry's credentials and long filters go in headers and query strings.
+            "limit_request_line": 0,
+            "limit_request_field_size": 65536,
+            "control_socket_disable": True,
+            "accesslog": None,
+            "loglevel": "debug" if self._config.debug else "info",
+            "logger_class": _Logger,
+            "proc_name": "dockerd",
+            "post_worker_init": _freeze,
+            "worker_exit": _close_engine,
+            "on_exit": lambda _arbiter: self._on_exit(),
+        }
+        for name, value in settings.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Callable[..., Iterable[bytes]]:
+        """Build the engine. Runs in a worker: the master has loaded neither Flask nor gRPC."""
+        from dockerd.api import create_app
+        from dockerd.engine import build
+
+        try:
+            engine = build(self._config, self._containerd_address)
+            engine.start()
+            app = create_app(engine)
+        except Exception as error:
+            _log.error("failed to start daemon: %s", error, exc_info=self._config.debug)
+            raise SystemExit(BOOT_FAILED) from error
+        _log.info("Daemon has completed initialization")
+        self.engine = engine
+        return app
+
+
+def _freeze(_worker: object) -> None:
+    # What is loaded now stays: the collector need not look at it again.
+    gc.collect()
+    gc.freeze()
+
+
+def _close_engine(_arbiter: object, worker: Any) -> None:
+    engine = getattr(worker.app, "engine", None)
+    if engine is not None:  # only in the worker's own process
+        engine.close()
