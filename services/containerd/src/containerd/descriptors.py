@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from containerd.errors import InvalidArgument, Unimplemented
-from gantry.oci.digest import Digest
+from gantry.oci.digest import Digest, InvalidDigest
 from gantry.oci.platform import Platform
 
 __all__ = [
     "MAX_MANIFEST_SIZE",
     "Descriptor",
-    "children",
     "child_labels",
+    "children",
     "compression_of",
     "is_config",
     "is_index",
@@ -81,8 +81,8 @@ class Descriptor:
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
             raise InvalidArgument(f"{where}: invalid size {size!r} in {digest} ({media_type})")
         try:
-            Digest.parse(digest)
-        except ValueError as error:
+            Digest(digest)
+        except InvalidDigest as error:
             raise InvalidArgument(f"{where}: {error}") from error
         platform = value.get("platform")
         urls = value.get("urls") or ()
@@ -128,7 +128,7 @@ def platform_from_json(value: Mapping[str, Any]) -> Platform:
         variant=str(value.get("variant", "")),
         os_version=str(value.get("os.version", "")),
         os_features=tuple(str(feature) for feature in features),
-    ).normalize()
+    ).normalized()
 
 
 def platform_to_json(platform: Platform) -> dict[str, Any]:
@@ -165,7 +165,9 @@ def is_layer(media_type: str) -> bool:
 
 def is_non_distributable(media_type: str) -> bool:
     """Whether a layer must not be pushed to registries."""
-    return media_type.startswith((OCI_FOREIGN_LAYER.removesuffix("v1.tar"), DOCKER_FOREIGN_LAYER.removesuffix("diff.tar")))
+    return media_type.startswith(
+        (OCI_FOREIGN_LAYER.removesuffix("v1.tar"), DOCKER_FOREIGN_LAYER.removesuffix("diff.tar"))
+    )
 
 
 def compression_of(media_type: str) -> str:

@@ -1,0 +1,50 @@
+"""containerd.services.diff.v1.Diff"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc.aio
+
+from containerd.diff import Applier, Differ
+from containerd.errors import Unimplemented
+from containerd.scope import Scope
+from containerd.services.mounts import descriptor_message, descriptor_value, mount_values
+from containerd.services.wire import nanoseconds
+from gantry.contracts.containerd.services.diff.v1 import diff_pb2 as messages
+from gantry.contracts.containerd.services.diff.v1 import diff_pb2_grpc as service
+
+__all__ = ["Diff"]
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Diff(service.DiffServicer):
+    """Serves an :class:`Applier` and a :class:`Differ`."""
+
+    def __init__(self, applier: Applier, differ: Differ) -> None:
+        self._applier = applier
+        self._differ = differ
+
+    async def Apply(self, request: messages.ApplyRequest, context: _Context) -> messages.ApplyResponse:  # type: ignore[override]
+        if request.payloads:
+            names = ", ".join(sorted(request.payloads))
+            raise Unimplemented(f"stream processor payloads ({names}) are not supported: not implemented")
+        layer, mounts = descriptor_value(request.diff), mount_values(request.mounts)
+        applied = await asyncio.to_thread(self._applier.apply, Scope.current(), layer, mounts, sync=request.sync_fs)
+        return messages.ApplyResponse(applied=descriptor_message(applied))
+
+    async def Diff(self, request: messages.DiffRequest, context: _Context) -> messages.DiffResponse:  # type: ignore[override]
+        source_date = nanoseconds(request.source_date_epoch) if request.HasField("source_date_epoch") else None
+        made = await asyncio.to_thread(
+            self._differ.diff,
+            Scope.current(),
+            mount_values(request.left),
+            mount_values(request.right),
+            media_type=request.media_type,
+            ref=request.ref,
+            labels=dict(request.labels),
+            source_date=source_date,
+        )
+        return messages.DiffResponse(diff=descriptor_message(made))
