@@ -93,8 +93,14 @@ def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
 def _attach_values(arguments: Sequence[str]) -> list[str]:
     """Keep a boolean flag from taking the word behind it: as in Go, its value comes with ``=`` only."""
     booleans = {flag for setting in SETTINGS if setting.kind == "bool" for flag in setting.flags}
-    return [f"{argument}=true" if argument.startswith("--") and argument in booleans else
-            "--debug=true" if argument == "-D" else argument for argument in arguments]
+    return [
+        f"{argument}=true"
+        if argument.startswith("--") and argument in booleans
+        else "--debug=true"
+        if argument == "-D"
+        else argument
+        for argument in arguments
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -148,19 +148,77 @@ SETTINGS = (
 )
 """What the engine offers. Flags that are not here are refused by the command line."""
 
-# What the real daemon has beyond SETTINGS: a file that sets it is refused by a message that tells it from a typing error.
+# What the real daemon has beyond SETTINGS: a file that sets it is refused by a message that tells it from a typing
+# error.
 _NOT_OFFERED = frozenset(
-    """
-    allow-direct-routing api-cors-header authorization-plugins bip6 bridge-accept-fwmark builder cdi-spec-dirs
-    cgroup-parent containerd-namespace containerd-plugins-namespace containers cpu-rt-period cpu-rt-runtime
-    default-cgroupns-mode default-gateway default-gateway-v6 default-ipc-mode default-network-opts default-runtime
-    default-shm-size default-ulimits exec-opts experimental features firewall-backend fixed-cidr fixed-cidr-v6
-    host-gateway-ip host-gateway-ips http-proxy https-proxy icc init init-path ip ip-forward ip-forward-no-drop ip-masq
-    ip6tables iptables ipv6 log-format max-concurrent-uploads max-download-attempts metrics-addr min-api-version
-    network-control-plane-mtu no-new-privileges no-proxy node-generic-resources proxies raw-logs registry-mirrors
-    runtimes seccomp-profile selinux-enabled storage-opts swarm-default-advertise-addr tls tlscacert tlscert tlskey
-    tlsverify userland-proxy userland-proxy-path userns-remap
-    """.split()
+    [
+        "allow-direct-routing",
+        "api-cors-header",
+        "authorization-plugins",
+        "bip6",
+        "bridge-accept-fwmark",
+        "builder",
+        "cdi-spec-dirs",
+        "cgroup-parent",
+        "containerd-namespace",
+        "containerd-plugins-namespace",
+        "containers",
+        "cpu-rt-period",
+        "cpu-rt-runtime",
+        "default-cgroupns-mode",
+        "default-gateway",
+        "default-gateway-v6",
+        "default-ipc-mode",
+        "default-network-opts",
+        "default-runtime",
+        "default-shm-size",
+        "default-ulimits",
+        "exec-opts",
+        "experimental",
+        "features",
+        "firewall-backend",
+        "fixed-cidr",
+        "fixed-cidr-v6",
+        "host-gateway-ip",
+        "host-gateway-ips",
+        "http-proxy",
+        "https-proxy",
+        "icc",
+        "init",
+        "init-path",
+        "ip",
+        "ip-forward",
+        "ip-forward-no-drop",
+        "ip-masq",
+        "ip6tables",
+        "iptables",
+        "ipv6",
+        "log-format",
+        "max-concurrent-uploads",
+        "max-download-attempts",
+        "metrics-addr",
+        "min-api-version",
+        "network-control-plane-mtu",
+        "no-new-privileges",
+        "no-proxy",
+        "node-generic-resources",
+        "proxies",
+        "raw-logs",
+        "registry-mirrors",
+        "runtimes",
+        "seccomp-profile",
+        "selinux-enabled",
+        "storage-opts",
+        "swarm-default-advertise-addr",
+        "tls",
+        "tlscacert",
+        "tlscert",
+        "tlskey",
+        "tlsverify",
+        "userland-proxy",
+        "userland-proxy-path",
+        "userns-remap",
+    ]
 )
 
 

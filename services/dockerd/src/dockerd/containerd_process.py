@@ -1,7 +1,7 @@
 """The containerd that the engine starts for itself when it is not told which one to use.
 
-It is a daemon of its own: detached, in its own session, known by its socket alone. So a killed engine leaves it, the next
-one finds it, and it does not matter which process once started it.
+It is a daemon of its own: detached, in its own session, known by its socket alone. So a killed engine leaves it, the
+next one finds it, and it does not matter which process once started it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def ensure(config: Config) -> str:
     while peer_pid(address) is None:
         status = process.poll()
         if status is not None:
-            raise StartError(f"failed to start containerd: {program} ended with status {status}; see its messages above")
+            raise StartError(
+                f"failed to start containerd: {program} ended with status {status}; see its messages above"
+            )
         if time.monotonic() > deadline:
             process.kill()
             raise StartError(f"failed to start containerd: timeout waiting for it to listen on {address}")

@@ -1,8 +1,8 @@
 """The daemon as a process of the machine: its directories, its pid file, its sockets, its containerd.
 
 All of this happens in the master, before gunicorn and without the engine's libraries. What it starts outlives it: a
-containerd of the engine's own is detached, is found again by its socket, and is ended only by an ordinary stop of the daemon.
-Containers go on in every case, and the next start finds them.
+containerd of the engine's own is detached, is found again by its socket, and is ended only by an ordinary stop of the
+daemon. Containers go on in every case, and the next start finds them.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ import fcntl
 import grp
 import logging
 import os
-import signal
 import socket
 import stat
 import time
-from collections.abc import Iterable
 
 from dockerd import containerd_process, log
 from dockerd.config import Config
@@ -169,9 +167,7 @@ def open_listeners(config: Config) -> list[socket.socket]:
         scheme, _, path = host.partition("://")
         if scheme == "fd":
             if os.environ.get("LISTEN_PID") != str(os.getpid()) or not os.environ.get("LISTEN_FDS", "0").isdigit():
-                raise OSError(
-                    "no sockets found via socket activation: make sure the service was started by systemd"
-                )
+                raise OSError("no sockets found via socket activation: make sure the service was started by systemd")
             continue
         listeners.append(listen(path, _group_id(config.group)))
     return listeners

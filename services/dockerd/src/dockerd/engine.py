@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import flask
-from gantry.database import Database
 
 from dockerd.config import Config
-from dockerd.containerd_client import Client
-from dockerd.containers import ContainerService, ExecService
 from dockerd.events import EventLog
-from dockerd.images import ImageService
-from dockerd.networks import NetworkService
 from dockerd.server.reactor import Reactor
 from dockerd.stdio import StreamService
 from dockerd.stdio.inotify import DirectoryWatcher
 from dockerd.store import open_database
-from dockerd.volumes import VolumeService
+from gantry.database import Database
+
+if TYPE_CHECKING:
+    from dockerd.containerd_client import Client
+    from dockerd.containers import ContainerService, ExecService
+    from dockerd.images import ImageService
+    from dockerd.networks import NetworkService
+    from dockerd.volumes import VolumeService
 
 __all__ = ["NAMESPACE", "Engine", "build", "current_engine"]
 
@@ -77,6 +79,12 @@ class Engine:
 
 def build(config: Config, containerd_address: str) -> Engine:
     """Compose an engine from ``config``; ``containerd_address`` is the path of containerd's gRPC socket."""
+    from dockerd.containerd_client import Client
+    from dockerd.containers import ContainerService, ExecService
+    from dockerd.images import ImageService
+    from dockerd.networks import NetworkService
+    from dockerd.volumes import VolumeService
+
     database = open_database(config.data_root)
     containerd = Client(containerd_address, NAMESPACE)
     reactor = Reactor()
@@ -115,4 +123,4 @@ def build(config: Config, containerd_address: str) -> Engine:
 
 def current_engine() -> Engine:
     """Return the engine that serves the current request."""
-    return cast(Engine, flask.current_app.extensions["engine"])
+    return cast("Engine", flask.current_app.extensions["engine"])

@@ -107,20 +107,25 @@ class EventLog:
         ``type`` and ``action`` are the API's words (``container``, ``start``); ``attributes`` are the actor's: for a
         container its image, name and labels.
         """
-        with self._lock:
+        # The database first, as everyone who writes to it does before publishing: the other order would deadlock.
+        with self._database.write() as connection, self._lock:
             # Times order events, and a client goes on from the last one that it saw: no two are equal.
             now = self._last_time = max(time.time_ns(), self._last_time + 1)
             event = Event(type, action, actor_id, dict(attributes), now)
-            with self._database.write() as connection:
-                cursor = connection.execute(
-                    "INSERT INTO events (time_nano, type, action, actor_id, attributes) VALUES (?, ?, ?, ?, ?)",
-                    (now, type, action, actor_id, json.dumps(event.attributes)),
-                )
-                sequence = cursor.lastrowid or 0
-                if sequence % 64 == 0:
-                    connection.execute("DELETE FROM events WHERE sequence <= ?", (sequence - KEPT,))
+            cursor = connection.execute(
+                "INSERT INTO events (time_nano, type, action, actor_id, attributes) VALUES (?, ?, ?, ?, ?)",
+                (now, type, action, actor_id, json.dumps(event.attributes)),
+            )
+            sequence = cursor.lastrowid or 0
+            if sequence % 64 == 0:
+                connection.execute("DELETE FROM events WHERE sequence <= ?", (sequence - KEPT,))
             self._tell(event)
         return event
+
+    @property
+    def listeners(self) -> int:
+        """How many subscribers there are."""
+        return len(self._subscribers)
 
     def subscribe(
         self,
@@ -137,11 +142,15 @@ class EventLog:
         """
         chosen = dict(filters or {})
         token = object()
-        with self._lock:
-            if since is not None or until is not None:
+        if since is None and until is None:
+            with self._lock:
+                self._subscribers[token] = (callback, chosen)
+        else:
+            # Nobody publishes while the past is read: the transaction keeps other writers out.
+            with self._database.write(), self._lock:
                 for event in self.remembered(since, until, chosen):
                     callback(event)
-            self._subscribers[token] = (callback, chosen)
+                self._subscribers[token] = (callback, chosen)
 
         def end() -> None:
             with self._lock:

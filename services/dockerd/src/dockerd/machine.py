@@ -10,13 +10,32 @@ import uuid
 from dataclasses import dataclass
 from functools import cache
 
-__all__ = ["ARCHITECTURES", "Cgroups", "Runtime", "backing_filesystem", "cgroups", "engine_id", "memory_total",
-           "open_files", "operating_system", "runtime", "security_options", "usable_cpus"]
+__all__ = [
+    "ARCHITECTURES",
+    "Cgroups",
+    "Runtime",
+    "backing_filesystem",
+    "cgroups",
+    "engine_id",
+    "memory_total",
+    "open_files",
+    "operating_system",
+    "runtime",
+    "security_options",
+    "usable_cpus",
+]
 
 CGROUP2_MAGIC = 0x63677270
 
-ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "ppc64le": "ppc64le", "s390x": "s390x",
-                 "riscv64": "riscv64", "i686": "386"}
+ARCHITECTURES = {
+    "x86_64": "amd64",
+    "aarch64": "arm64",
+    "armv7l": "arm",
+    "ppc64le": "ppc64le",
+    "s390x": "s390x",
+    "riscv64": "riscv64",
+    "i686": "386",
+}
 """The kernel's names of architectures and Go's, which the API uses."""
 
 
@@ -43,8 +62,15 @@ def cgroups() -> Cgroups:
         controllers = _words(os.path.join(root, "cgroup.controllers"))
         swap = _anywhere(root, "memory.swap.max")
         return Cgroups(
-            "2", "memory" in controllers, swap, "cpu" in controllers, "cpu" in controllers, "cpuset" in controllers,
-            "pids" in controllers, oom_kill_disable=False, kernel_memory_tcp=False,
+            "2",
+            "memory" in controllers,
+            swap,
+            "cpu" in controllers,
+            "cpu" in controllers,
+            "cpuset" in controllers,
+            "pids" in controllers,
+            oom_kill_disable=False,
+            kernel_memory_tcp=False,
         )
 
     def has(controller: str, name: str) -> bool:

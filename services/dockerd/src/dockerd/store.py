@@ -1,8 +1,9 @@
 """The engine's one SQLite file, ``<data-root>/engine.db``, and the order of its migrations.
 
 Each module that keeps something there owns its tables and gives its scripts as constants of its package:
-``SCHEMA`` for the first version, and for every later change one more (``SCHEMA_2``, ``SCHEMA_3`` ...). A script's place in
-:func:`migrations` is its number in the file, so scripts are only ever appended, never moved, edited or removed.
+``SCHEMA`` for the first version, and for every later change one more (``SCHEMA_2``, ``SCHEMA_3`` ...). A script's
+place in :func:`migrations` is its number in the file, so scripts are only ever appended, never moved, edited or
+removed.
 """
 
 from __future__ import annotations

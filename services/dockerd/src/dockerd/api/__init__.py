@@ -1,13 +1,13 @@
 """The Engine API: paths, versions, errors. Each module of this package is one tag of the API description.
 
-A module gives a ``blueprint`` whose paths have no version: the ``/v1.NN`` prefix is taken off before routing. Views raise
-errors of :mod:`dockerd.errors`; they become ``{"message": ...}`` here, once.
+A module gives a ``blueprint`` whose paths have no version: the ``/v1.NN`` prefix is taken off before routing. Views
+raise errors of :mod:`dockerd.errors`; they become ``{"message": ...}`` here, once.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +17,17 @@ from werkzeug.exceptions import HTTPException
 from dockerd.api.headers import common_headers, unrouted_headers
 from dockerd.api.request import json_reply
 from dockerd.api.versions import parse_version, split_path
-from dockerd.errors import EngineError, InvalidParameter, NotFound
+from dockerd.errors import EngineError, InvalidParameter
 from dockerd.version import API_VERSION, MIN_API_VERSION
 
 if TYPE_CHECKING:
     from dockerd.engine import Engine
 
-__all__ = ["create_app"]
+__all__ = ["MODULES", "create_app"]
 
 _log = logging.getLogger(__name__)
 
-_MODULES = ("system", "events", "containers", "logs", "attach", "exec", "images", "networks", "volumes")
+MODULES = ("system", "events", "containers", "logs", "attach", "exec", "images", "networks", "volumes")
 
 _VERSION = "gantry.api_version"
 """The WSGI environment's key for the version prefix."""
@@ -51,13 +51,13 @@ class _VersionPrefix:
         return self._application(environ, start_response)
 
 
-def create_app(engine: Engine) -> flask.Flask:
-    """Make the WSGI application that serves ``engine``."""
+def create_app(engine: Engine, modules: Sequence[str] = MODULES) -> flask.Flask:
+    """Make the WSGI application that serves ``engine``; ``modules`` are those of this package that it routes to."""
     app = flask.Flask("dockerd", static_folder=None, template_folder=None)
     app.extensions["engine"] = engine
     app.url_map.strict_slashes = True
     app.provide_automatic_options = False  # type: ignore[attr-defined]
-    for name in _MODULES:
+    for name in modules:
         app.register_blueprint(import_module(f"dockerd.api.{name}").blueprint)
     app.before_request(_negotiate)
     app.after_request(_add_headers)
@@ -79,7 +79,7 @@ def _negotiate() -> flask.Response | None:
     if request.routing_exception is not None:
         return None  # the page does not exist, in whatever version
     if request.method == "OPTIONS":
-        return flask.Response(status=200)
+        return _options()
     if request.method == "HEAD" and request.endpoint not in _HEAD_ENDPOINTS:
         return _page_not_found()
     if flask.g.api_version < parse_version(MIN_API_VERSION):
@@ -95,6 +95,12 @@ def _negotiate() -> flask.Response | None:
 def _add_headers(response: flask.Response) -> flask.Response:
     for name, value in unrouted_headers() if getattr(flask.g, "unrouted", False) else common_headers():
         response.headers.setdefault(name, value)
+    return response
+
+
+def _options() -> flask.Response:
+    response = flask.Response(status=200)
+    del response.headers["Content-Type"]
     return response
 
 
@@ -116,7 +122,7 @@ def _engine_error(error: EngineError) -> flask.Response:
 def _http_error(error: HTTPException) -> flask.Response:
     if error.code in (404, 405):
         if flask.request.method == "OPTIONS":
-            return flask.Response(status=200)
+            return _options()
         return _page_not_found()
     if error.code is not None and 300 <= error.code < 400:
         response = flask.Response(status=error.code)

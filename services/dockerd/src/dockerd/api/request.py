@@ -1,7 +1,7 @@
 """Reading a request as the real engine does: API version, query values, filters, JSON bodies.
 
-Go's JSON decoder takes field names in any letter case and treats null as absent; :class:`Fields` does too, and refuses a
-value of the wrong type in Go's words.
+Go's JSON decoder takes field names in any letter case and treats null as absent; :class:`Fields` does too, and
+refuses a value of the wrong type in Go's words.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ MAX_BODY = 4 << 20
 """The longest JSON body that is read, in bytes."""
 
 Value = TypeVar("Value")
+
+_LATEST = (1 << 63) - 1
+"""The last nanosecond that 64 bits count, in the year 2262."""
 
 _GO_INTEGER = re.compile(r"[+-]?[0-9]+\Z")
 _TIMESTAMP = re.compile(r"(-?[0-9]+)(?:\.([0-9]+))?\Z")
@@ -97,9 +100,10 @@ class Fields(dict[str, Any]):
 
     def text_map(self, key: str) -> dict[str, str]:
         """An object whose values are strings, such as labels."""
+        empty: dict[str, str] = {}
         found = self._typed(
             key,
-            {},
+            empty,
             "map[string]string",
             lambda value: isinstance(value, dict) and all(isinstance(one, str) for one in value.values()),
         )
@@ -107,7 +111,7 @@ class Fields(dict[str, Any]):
 
     def section(self, key: str) -> Fields:
         """An object, empty when absent."""
-        return cast(Fields, self._typed(key, Fields(), "object", lambda value: isinstance(value, dict)))
+        return self._typed(key, Fields(), "object", lambda value: isinstance(value, dict))
 
     def sections(self, key: str) -> list[Fields]:
         """A list of objects."""
@@ -123,21 +127,21 @@ class Fields(dict[str, Any]):
             raise InvalidParameter(
                 f"invalid JSON: json: cannot unmarshal {_go_kind(value)} into Go struct field .{key} of type {kind}"
             )
-        return cast(Value, value)
+        return cast("Value", value)
 
 
 def _go_kind(value: object) -> str:
     if isinstance(value, bool):
         return "bool"
     for kind, name in ((str, "string"), ((int, float), "number"), (list, "array")):
-        if isinstance(value, kind):  # type: ignore[arg-type]
+        if isinstance(value, kind):
             return name
     return "object"
 
 
 def api_at_least(version: str) -> bool:
     """Whether the client speaks at least this API version, e.g. ``"1.42"``."""
-    return cast(tuple[int, ...], flask.g.api_version) >= parse_version(version)
+    return cast("tuple[int, ...]", flask.g.api_version) >= parse_version(version)
 
 
 def query_text(name: str, default: str = "") -> str:
@@ -171,7 +175,8 @@ def query_timestamp(name: str) -> int | None:
     match = _TIMESTAMP.match(value)
     if match is None:
         raise SystemFailure(f'strconv.ParseInt: parsing "{value}": invalid syntax')
-    return int(match[1]) * 1_000_000_000 + int((match[2] or "").ljust(9, "0")[:9])
+    moment = int(match[1]) * 1_000_000_000 + int((match[2] or "").ljust(9, "0")[:9])
+    return max(-_LATEST, min(moment, _LATEST))
 
 
 def query_filters(accepted: Collection[str] | None = None) -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ from dockerd import machine
 from dockerd.api.request import api_at_least, json_body, json_reply
 from dockerd.containerd_process import search_path
 from dockerd.engine import NAMESPACE, Engine, current_engine
-from dockerd.errors import EngineError, InvalidParameter
+from dockerd.errors import InvalidParameter
 from dockerd.version import API_VERSION, COMMIT, MIN_API_VERSION, VERSION
 from gantry.stdio.jsonfile import timestamp
 
@@ -223,8 +223,14 @@ def _machine(engine: Engine) -> dict[str, Any]:
 def _runtimes(engine: Engine) -> dict[str, Any]:
     containerd = engine.containerd.version.Version(empty_pb2.Empty())
     runtime = machine.runtime(search_path())
-    manager = {"LocalNodeState": "inactive", "NodeID": "", "NodeAddr": "", "ControlAvailable": False, "Error": "",
-               "RemoteManagers": None}
+    manager = {
+        "LocalNodeState": "inactive",
+        "NodeID": "",
+        "NodeAddr": "",
+        "ControlAvailable": False,
+        "Error": "",
+        "RemoteManagers": None,
+    }
     return {
         "Runtimes": {"io.containerd.runc.v2": {"path": "runc"}, "runc": {"path": "runc"}},
         "DefaultRuntime": "runc",

@@ -1,4 +1,4 @@
-"""The daemon's processes under gunicorn: a light master that keeps the sockets, and workers that hold an engine each."""
+"""The daemon's processes under gunicorn: a light master with the sockets, and workers with an engine each."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from gunicorn.app.base import BaseApplication
-from gunicorn.glogging import Logger
+from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
+from gunicorn.glogging import Logger  # type: ignore[import-untyped]
 
 from dockerd.config import Config
 from dockerd.log import Formatter
@@ -25,15 +25,12 @@ _log = logging.getLogger(__name__)
 
 
 class _Logger(Logger):  # type: ignore[misc]
-    """gunicorn's own messages, in the daemon's form and quieter: its "info" is the daemon's "debug"."""
+    """gunicorn's own messages, in the daemon's form."""
 
     def setup(self, cfg: Any) -> None:
         super().setup(cfg)
         for handler in self.error_log.handlers:
             handler.setFormatter(Formatter())
-
-    def info(self, msg: str, *args: Any, **kwargs: Any) -> None:
-        self.debug(msg, *args, **kwargs)
 
 
 class Application(BaseApplication):  # type: ignore[misc]
@@ -68,7 +65,7 @@ class Application(BaseApplication):  # type: ignore[misc]
             "limit_request_field_size": 65536,
             "control_socket_disable": True,
             "accesslog": None,
-            "loglevel": "debug" if self._config.debug else "info",
+            "loglevel": "warning",
             "logger_class": _Logger,
             "proc_name": "dockerd",
             "post_worker_init": _freeze,

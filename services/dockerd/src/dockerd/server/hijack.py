@@ -1,8 +1,8 @@
 """Connections that stop being HTTP: attach, exec, and every response that outlives its view.
 
-A view that wants the client's connection raises :class:`Detached`, from anywhere below Flask. It is a BaseException, so that
-no error handler on the way takes it for a failure. The worker then calls :attr:`Detached.take` with the socket and the bytes
-that the client had already sent, and forgets the connection.
+A view that wants the client's connection raises :class:`Detached`, from anywhere below Flask. It is a BaseException,
+so that no error handler on the way takes it for a failure. The worker then calls :attr:`Detached.take` with the
+socket and the bytes that the client had already sent, and forgets the connection.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ Take = Callable[[socket.socket, bytes], None]
 
 
 class Detached(BaseException):
-    """The connection leaves HTTP. ``take`` owns the socket from its call on; ``abandon`` is called when that cannot be."""
+    """The connection leaves HTTP.
+
+    ``take`` owns the socket from its call on; ``abandon`` is called instead when the connection is broken.
+    """
 
     def __init__(self, take: Take, abandon: Callable[[], None] | None = None) -> None:
         super().__init__("the connection was handed over")
@@ -31,8 +34,8 @@ def upgrade(take: Take, *, multiplexed: bool, headers: Iterable[tuple[str, str]]
     """Answer the request by making its connection a raw, two-way stream, and give it to ``take``.
 
     With an Upgrade header in the request the answer is 101, else 200, as clients of before API 1.20 expect.
-    ``multiplexed`` chooses the media type, for clients of API 1.42 or later. ``take`` runs in the worker's thread, may block
-    a short while, and owns the socket.
+    ``multiplexed`` chooses the media type, for clients of API 1.42 or later. ``take`` runs in the worker's thread,
+    may block a short while, and owns the socket.
     """
     asked = flask.request.headers.get("Upgrade") is not None
     framed = asked and multiplexed and flask.g.api_version >= (1, 42)

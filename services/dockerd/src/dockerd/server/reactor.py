@@ -1,8 +1,8 @@
 """One loop for everything in a worker that waits: long responses, timers, pumped streams.
 
-A thousand ``docker logs -f`` and ``docker events`` cost a thousand descriptors and no thread. Callbacks run in the loop's
-thread, one at a time; they must not block. :meth:`Reactor.call_soon` and :meth:`Reactor.call_later` may be called from any
-thread, everything else only from a callback.
+A thousand ``docker logs -f`` and ``docker events`` cost a thousand descriptors and no thread. Callbacks run in the
+loop's thread, one at a time; they must not block. :meth:`Reactor.call_soon` and :meth:`Reactor.call_later` may be
+called from any thread, everything else only from a callback.
 """
 
 from __future__ import annotations

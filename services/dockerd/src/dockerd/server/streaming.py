@@ -41,8 +41,9 @@ class ResponseStream:
     """One long response. ``write``, ``close`` and ``on_close`` may be called from any thread."""
 
     def __init__(self, reactor: Reactor, head: bytes, *, chunked: bool) -> None:
+        self.head = head
+        self.chunked = chunked
         self._reactor = reactor
-        self._chunked = chunked
         self._lock = threading.Lock()
         self._buffer: deque[bytes] = deque([head])
         self._buffered = len(head)
@@ -63,7 +64,7 @@ class ResponseStream:
         """Queue ``data`` as one chunk. False when the client is behind: the writer should pause, if it can."""
         if not data:
             return self._buffered < HIGH_WATER
-        chunk = b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
+        chunk = b"%x\r\n%b\r\n" % (len(data), data) if self.chunked else data
         with self._lock:
             if self._ended or self._gone:
                 return False
@@ -94,7 +95,7 @@ class ResponseStream:
             if self._ended:
                 return
             self._ended = True
-            if self._chunked and not self._gone:
+            if self.chunked and not self._gone:
                 self._buffer.append(b"0\r\n\r\n")
                 self._buffered += 5
         self._schedule()
@@ -109,14 +110,19 @@ class ResponseStream:
 
     def detach(self) -> NoReturn:
         """Leave the view: the worker hands the connection over to the reactor."""
-        raise Detached(self._adopt, self._abandon)
+        raise Detached(lambda client, _early: self.adopt(client), self.abandon)
 
-    def _adopt(self, client: socket.socket, _early: bytes) -> None:
-        """Take the connection (from a worker's thread)."""
+    def adopt(self, client: socket.socket, head_sent: bool = False) -> None:
+        """Take the connection over (in a worker's thread); ``head_sent``: all but the body is out already."""
         client.setblocking(False)
+        if head_sent:
+            with self._lock:
+                self._buffer.popleft()
+                self._buffered -= len(self.head)
         self._reactor.call_soon(lambda: self._attach(client))
 
-    def _abandon(self) -> None:
+    def abandon(self) -> None:
+        """There will be no connection."""
         self._reactor.call_soon(self._finish)
 
     def _attach(self, client: socket.socket) -> None:

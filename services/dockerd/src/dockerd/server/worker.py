@@ -11,14 +11,18 @@ import errno
 import os
 import signal
 import socket
+import time
 from concurrent.futures import Future
+from http import HTTPStatus
 from typing import Any
 
-from gunicorn import util
-from gunicorn.http import wsgi
-from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine
-from gunicorn.workers.gthread import ThreadWorker
+from gunicorn import util  # type: ignore[import-untyped]
+from gunicorn.http import wsgi  # type: ignore[import-untyped]
+from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine  # type: ignore[import-untyped]
+from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
 
+from dockerd.api.headers import SERVER
+from dockerd.api.request import encode_json
 from dockerd.server.hijack import Detached
 
 __all__ = ["Worker"]
@@ -27,13 +31,19 @@ _PR_SET_PDEATHSIG = 1
 
 _TAKEN = object()
 
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+
+DRAIN_SECONDS = 5.0
+"""How long a client may take to send the rest of a body before its connection changes hands."""
+
 
 class _Response(wsgi.Response):  # type: ignore[misc]
     """A response whose head is the application's own: no server's name, no Connection where it says nothing."""
 
     def default_headers(self) -> list[str]:
-        status_line = f"HTTP/{self.req.version[0]}.{self.req.version[1]} {self.status}\r\n"
-        lines = [status_line, f"Date: {util.http_date()}\r\n"]
+        phrase = _PHRASES.get(self.status_code, "")
+        lines = [f"HTTP/{self.req.version[0]}.{self.req.version[1]} {self.status_code} {phrase}\r\n"]
+        lines += [f"Server: {SERVER}\r\n", f"Date: {util.http_date()}\r\n"]
         if self.should_close():
             lines.append("Connection: close\r\n")
         elif self.req.version < (1, 1):
@@ -82,7 +92,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.nr += 1
         if not self.alive or len(self.keepalived_conns) >= self.max_keepalived:
             resp.force_close()
-        body = None
+        body: Any = None
         try:
             body = self.wsgi(environ, resp.start_response)
             if isinstance(body, environ["wsgi.file_wrapper"]):
@@ -105,7 +115,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                 body.close()
         return not resp.should_close()
 
-    def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: BaseException) -> None:
+    def handle_error(self, _req: Any, client: socket.socket, _addr: Any, exc: BaseException) -> None:
         """Answer a request that could not be parsed, in the form that the API's clients read."""
         status, reason = 400, "Bad Request"
         if isinstance(exc, LimitRequestLine):
@@ -115,8 +125,6 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         elif type(exc).__module__ != "gunicorn.http.errors":
             status, reason = 500, "Internal Server Error"
             self.log.error("a request failed", exc_info=exc)
-        from dockerd.api.request import encode_json
-
         body = encode_json({"message": f"{reason}: {exc}" if str(exc) else reason})
         head = (
             f"HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\n"
@@ -132,7 +140,7 @@ def _release(conn: Any) -> tuple[socket.socket, bytes]:
     """Take the socket out of gunicorn's hands, with what was read of it beyond the request."""
     client: socket.socket = conn.sock
     # A body that the view did not read lies before what belongs to the stream.
-    if not conn.parser.finish_body():
+    if not conn.parser.finish_body(deadline=time.monotonic() + DRAIN_SECONDS):
         raise OSError(errno.EPROTO, "the request's body could not be read")
     early: bytes = conn.parser.unreader.take_buffered()
     client.setblocking(True)

@@ -1,13 +1,15 @@
 """Giving a client's connection away: to a container's shim, or to the template while there is no shim yet.
 
-One SOCK_SEQPACKET connection a request, as ``gantry.stdio.v1`` and ``gantry.shim.template.v1`` describe. When a call returns, the
-receiver has the connection and the caller closes its copy, without shutdown(2): that would end it for both.
+One SOCK_SEQPACKET connection a request, as ``gantry.stdio.v1`` and ``gantry.shim.template.v1`` describe. When a call
+returns, the receiver has the connection and the caller closes its copy, without shutdown(2): that would end it for
+both.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
 from gantry.contracts.gantry.shim.template.v1 import template_pb2
@@ -20,8 +22,10 @@ __all__ = [
     "NOT_FOUND",
     "HandoffRefused",
     "HandoffUnavailable",
+    "answer",
     "attach",
     "detach",
+    "hold",
     "park",
     "unpark",
 ]
@@ -75,7 +79,10 @@ def detach(path: str, session_id: str) -> None:
 
 
 def park(path: str, namespace: str, container_id: str, session: stdio_pb2.Session, client: int) -> None:
-    """Leave the connection ``client`` with the template for a container that has no shim yet. Raises like :func:`attach`."""
+    """Leave the connection ``client`` with the template, for a container that has no shim yet.
+
+    Raises like :func:`attach`.
+    """
     action = template_pb2.Park(namespace=namespace, id=container_id, session=session)
     _ask(path, template_pb2.Request(park=action).SerializeToString(), template_pb2.Reply(), [client])
 
@@ -84,6 +91,24 @@ def unpark(path: str, namespace: str, container_id: str) -> None:
     """Have the template close what was parked for a container. Raises like :func:`attach`."""
     action = template_pb2.Unpark(namespace=namespace, id=container_id)
     _ask(path, template_pb2.Request(unpark=action).SerializeToString(), template_pb2.Reply())
+
+
+def hold(path: str, namespace: str, container_id: str, condition: str, client: int) -> None:
+    """Leave a connection with the template whose reply is due when the container meets ``condition``.
+
+    Raises like :func:`attach`.
+    """
+    action = template_pb2.Hold(namespace=namespace, id=container_id, condition=condition)
+    _ask(path, template_pb2.Request(hold=action).SerializeToString(), template_pb2.Reply(), [client])
+
+
+def answer(path: str, namespace: str, container_id: str, conditions: Iterable[str], data: bytes) -> None:
+    """Have the template send ``data`` to the connections that it holds for these conditions, and close them.
+
+    Raises like :func:`attach`.
+    """
+    action = template_pb2.Answer(namespace=namespace, id=container_id, conditions=conditions, data=data)
+    _ask(path, template_pb2.Request(answer=action).SerializeToString(), template_pb2.Reply())
 
 
 def _ask(path: str, request: bytes, reply: Reply, descriptors: list[int] | None = None) -> Reply:

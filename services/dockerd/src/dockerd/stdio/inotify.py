@@ -54,7 +54,7 @@ class DirectoryWatcher:
             data = os.read(self._fd, 65536)
         except BlockingIOError:
             return
-        numbers = set()
+        numbers: set[int] = set()
         position = 0
         while position < len(data):
             number, mask, _cookie, length = _HEAD.unpack_from(data, position)

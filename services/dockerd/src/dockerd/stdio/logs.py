@@ -1,7 +1,7 @@
 """Reading json-file logs: the end without the beginning, a span of time without what is before it, and what comes next.
 
-A log is ``PATH`` and, once rotated, ``PATH.1`` (the one before), ``PATH.2`` and so on. Whoever writes it appends whole records and
-renames files; this module only reads, and tolerates a record that is torn at the end of a file.
+A log is ``PATH`` and, once rotated, ``PATH.1`` (the one before), ``PATH.2`` and so on. Whoever writes it appends
+whole records and renames files; this module only reads, and tolerates a record that is torn at the end of a file.
 """
 
 from __future__ import annotations
@@ -314,5 +314,3 @@ def _first_time(descriptor: int, offset: int) -> str | None:
         except (msgspec.MsgspecError, UnicodeDecodeError):
             continue
     return None
-
-

@@ -1,8 +1,8 @@
 """The engine's own pump, for a containerd whose shims do not take connections over.
 
-Each stream of a process is a FIFO below the exec root, opened for reading and writing so that it neither ends nor breaks
-while only one side is there. All of them are copied by the reactor: to the log first, then to every session. A session that
-does not read holds the process back, as a terminal would; it never costs memory without bound.
+Each stream of a process is a FIFO below the exec root, opened for reading and writing so that it neither ends nor
+breaks while only one side is there. All of them are copied by the reactor: to the log first, then to every session. A
+session that does not read holds the process back, as a terminal would; it never costs memory without bound.
 
 Everything here runs in the reactor's loop, except what says otherwise.
 """
@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from dockerd.server.reactor import HANGUP, READ, WRITE, Reactor
 from gantry.stdio import detachkeys, framing
@@ -211,7 +212,7 @@ class Process:
             encoder = Encoder(stream.name.lower(), self.attributes) if self.log is not None else None
             output = _Output(stream, _open_fifo(path), encoder)
             self._outputs.append(output)
-            self.reactor.watch(output.fd, READ, lambda _events, output=output: self._copy(output))
+            self.reactor.watch(output.fd, READ, partial(self._copy, output))
         if stdin:
             self._stdin = _open_fifo(stdin)
         for session in list(self._sessions):
@@ -291,7 +292,7 @@ class Process:
                 output.watched = True
                 self.reactor.rewatch(output.fd, READ)
 
-    def _copy(self, output: _Output) -> None:
+    def _copy(self, output: _Output, _events: int) -> None:
         data = _read(output.fd)
         if data:
             self._pass_on(output, data)

@@ -10,12 +10,13 @@ Life of a container's streams, seen from :mod:`dockerd.containers`::
     streams.after_exit(target.id)                  # after Tasks.Delete: the streams are drained, sessions end
     streams.forget(target.id)                      # the container is removed, or its start failed
 
-The same for an exec, with ``exec_id``. An attach may come at any time; before the start it waits. After a restart of the
-engine, ``streams.restore(target)`` takes a running container's streams up again.
+The same for an exec, with ``exec_id``. An attach may come at any time; before the start it waits. After a restart of
+the engine, ``streams.restore(target)`` takes a running container's streams up again.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import secrets
@@ -24,8 +25,9 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from dockerd.config import Config
@@ -198,7 +200,7 @@ class StreamService:
             }
             # An exec's streams have no log: they are read so that it does not block, and its next session goes on.
             process = self._process(target, exec_id, terminal=not paths["stderr"])
-            self._reactor.call_soon(lambda process=process, paths=paths: process.open(**paths))
+            self._reactor.call_soon(partial(process.open, **paths))
 
     def after_exit(self, container_id: str, exec_id: str | None = None) -> None:
         """To be called once the process has ended and was deleted at containerd: what it wrote is passed on."""
@@ -258,7 +260,8 @@ class StreamService:
         options: AttachOptions,
         start: Callable[[], None],
     ) -> None:
-        """Attach ``client`` to an exec and run ``start`` (Tasks.Start); its failure is told to the client in the stream.
+        """Attach ``client`` to an exec and run ``start`` (Tasks.Start); its failure is told to the client in the
+        stream.
 
         ``start`` raises an error of :mod:`dockerd.errors`, having deleted the exec at containerd.
         """
@@ -270,6 +273,32 @@ class StreamService:
             tell_failure(voice, str(error), options.multiplexed)
         finally:
             voice.close()
+
+    def hold(self, container_id: str, condition: str, client: socket.socket) -> bool:
+        """Let the template keep a connection whose reply is due when the container meets ``condition``.
+
+        So who waits does not notice when this engine is killed or replaced meanwhile. True: the connection is the
+        template's now. False: nobody can keep it, it is still the caller's.
+        """
+        if self._template is None:
+            return False
+        try:
+            handoff.hold(self._template, self._containerd.namespace, container_id, condition, client.fileno())
+        except (handoff.HandoffUnavailable, handoff.HandoffRefused) as error:
+            _log.debug("container %s: nobody else can wait for it: %s", container_id, error)
+            return False
+        client.close()
+        return True
+
+    def answer(self, container_id: str, conditions: Iterable[str], exit_code: int, error: str = "") -> None:
+        """Tell who waits at the template, through this engine or one before it, that the conditions are met."""
+        if self._template is None:
+            return
+        data = wait_chunks(exit_code, error)
+        try:
+            handoff.answer(self._template, self._containerd.namespace, container_id, conditions, data)
+        except (handoff.HandoffUnavailable, handoff.HandoffRefused) as failure:
+            _log.debug("container %s: nobody waits at the template: %s", container_id, failure)
 
     def _attach_path(self, container_id: str) -> str:
         return os.path.join(self._config.container_state(container_id), "attach.sock")
@@ -412,6 +441,15 @@ class StreamService:
         done.wait()
         if failure:
             raise failure[0]
+
+
+def wait_chunks(exit_code: int, error: str = "") -> bytes:
+    """The body of a reply to ``POST /containers/{id}/wait``, chunked, with its end."""
+    body: dict[str, object] = {"StatusCode": exit_code}
+    if error:
+        body["Error"] = {"Message": error}
+    text = json.dumps(body, separators=(",", ":")).encode() + b"\n"
+    return b"%x\r\n%b\r\n0\r\n\r\n" % (len(text), text)
 
 
 def tell_failure(client: socket.socket, text: str, multiplexed: bool) -> None:
