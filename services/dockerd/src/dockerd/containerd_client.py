@@ -119,6 +119,29 @@ class _Call(Generic[Response]):
         return getattr(self._inner, name)
 
 
+class _Future:
+    """A call under way; its result raises the engine's errors."""
+
+    def __init__(self, inner: Any, fail: Callable[[grpc.RpcError], NoReturn]) -> None:
+        self._inner = inner
+        self._fail = fail
+
+    def result(self) -> Any:
+        """Wait for the reply."""
+        try:
+            return self._inner.result()
+        except grpc.RpcError as error:
+            self._fail(error)
+
+    def cancel(self) -> None:
+        """End the call, if it has not ended."""
+        self._inner.cancel()
+
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """Call back, from a thread of grpc's, when the call has ended."""
+        self._inner.add_done_callback(lambda _: callback())
+
+
 class _Method:
     """One method of one service: fills in metadata and deadline, and translates what fails."""
 
@@ -147,6 +170,16 @@ class _Method:
         except grpc.RpcError as error:
             self._fail(error)
         return _Call(reply, self._fail) if self._streams else reply
+
+    def future(self, request: Any, metadata: tuple[tuple[str, str], ...] | None = None) -> _Future:
+        """Begin a call, and return how to wait for it or end it."""
+        inner = self._inner.future(
+            request,
+            timeout=self._deadline,
+            metadata=self._channel.metadata + (metadata or ()),
+            wait_for_ready=True,
+        )
+        return _Future(inner, self._fail)
 
     def _fail(self, error: grpc.RpcError) -> NoReturn:
         raise translate(error, self._method, self._channel.address) from error

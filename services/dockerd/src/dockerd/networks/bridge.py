@@ -110,9 +110,10 @@ def connect(
     address: IPv4Address,
     hardware: bytes,
 ) -> None:
-    """Join the calling thread's namespace (descriptor ``namespace``) to the bridge: eth0 with address and default route.
+    """Join the calling thread's namespace (descriptor ``namespace``) to the bridge: eth0, its address, default route.
 
-    ``inside`` is a socket of that namespace; ``device`` is the name of the half that stays on the host. Raises OSError; the pair then goes with the namespace.
+    ``inside`` is a socket of that namespace; ``device`` is the name of the half that stays on the host. Raises OSError;
+    the pair then goes with the namespace.
     """
     host.run([netlink.add_veth(device, bridge.index, bridge.mtu, _INTERFACE, hardware, namespace)])
     outer = host.link(device)

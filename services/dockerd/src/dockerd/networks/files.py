@@ -71,10 +71,11 @@ def resolv_conf(
     *,
     own_namespace: bool = True,
 ) -> str:
-    """/etc/resolv.conf from the host's ``host``, with ``--dns``, ``--dns-search`` and ``--dns-option`` in place of its lines.
+    """/etc/resolv.conf from the host's ``host``; ``--dns``, ``--dns-search`` and ``--dns-option`` replace its lines.
 
     In a network namespace of its own a container cannot reach the host's loopback servers: they are left out, and when
-    none is left public ones take their place, as in the real engine. ``search`` of ``.`` alone means no search list. Raises InvalidParameter.
+    none is left public ones take their place, as in the real engine. ``search`` of ``.`` alone means no search list.
+    Raises InvalidParameter.
     """
     lines = host.splitlines()
     servers = [_address(server, "dns") for server in dns]

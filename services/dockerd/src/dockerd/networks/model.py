@@ -146,7 +146,7 @@ def network_settings(
 
 
 def _ports(endpoint: Endpoint) -> Json:
-    ports: Json = {port: None for port in endpoint.exposed}
+    ports: Json = dict.fromkeys(endpoint.exposed)
     for published in endpoint.published:
         key = f"{published.port}/{published.protocol}"
         ports[key] = [

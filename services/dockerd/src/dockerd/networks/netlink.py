@@ -205,9 +205,10 @@ def add_bridge(name: str, mtu: int, address: bytes) -> Request:
 
 
 def add_veth(name: str, bridge: int, mtu: int, peer_name: str, peer_address: bytes, peer_netns: int) -> Request:
-    """Make a pair of devices: ``name``, up and attached to the bridge with that index, and its peer in another namespace.
+    """Make a pair of devices: ``name``, up and attached to the bridge with that index, and its peer elsewhere.
 
-    ``peer_netns`` is a descriptor. The peer is left down: a pair cannot be brought up from its second half.
+    ``peer_netns`` is a descriptor of the peer's namespace. The peer is left down: a pair cannot be brought up from its
+    second half.
     """
     peer = _IFINFO.pack(0, 0, 0, 0, 0) + _name(peer_name) + _u32(_IFLA_MTU, mtu)
     peer += _attribute(_IFLA_ADDRESS, peer_address) + _u32(_IFLA_NET_NS_FD, peer_netns)

@@ -1,7 +1,7 @@
 """The networks of one engine, and the places of its containers on them.
 
-What a container's network consists of is written down before the kernel makes it. So whatever moment the engine dies at,
-the next one finds in its database all that may be left over: :meth:`NetworkService.restore`.
+What a container's network consists of is written down before the kernel makes it. So whatever moment the engine dies
+at, the next one finds in its database all that may be left over: :meth:`NetworkService.restore`.
 """
 
 from __future__ import annotations
@@ -100,11 +100,12 @@ class NetworkService:
     ) -> Attachment:
         """Make a container's network and publish its ports, before the container exists.
 
-        ``name`` is the container's name; ``mode`` is HostConfig.NetworkMode (``default``, ``bridge``, ``host``, ``none``,
-        ``container:ID`` with the full id). Undo with :meth:`release`, which is also right after a failure.
+        ``name`` is the container's name; ``mode`` is HostConfig.NetworkMode (``default``, ``bridge``, ``host``,
+        ``none``, ``container:ID`` with the full id). Undo with :meth:`release`, which is also right after a failure.
 
         Raises NotFound for an unknown network, InvalidParameter for a malformed port or address, Conflict when the
-        container has a network already or ``container:ID`` has none, SystemFailure when a port is taken or the kernel refuses.
+        container has a network already or ``container:ID`` has none, SystemFailure when a port is taken or the kernel
+        refuses.
         """
         if mode.startswith("container:"):
             return self._join(mode.partition(":")[2])
@@ -249,7 +250,9 @@ class NetworkService:
             raise errors.NotFound(f"{_PREFIX}{error}") from error
         if network.name == _BRIDGE and self._bridge is None:
             if mode == _BRIDGE:
-                raise errors.InvalidParameter(f"{_PREFIX}the engine was started without a default bridge (--bridge none)")
+                raise errors.InvalidParameter(
+                    f"{_PREFIX}the engine was started without a default bridge (--bridge none)"
+                )
             return self.network("none")
         return network
 
@@ -345,7 +348,8 @@ class NetworkService:
         anywhere = IPv4Address(0)
         with self._lock:
             return any(
-                (one.protocol, one.port) == (protocol, port) and (address == one.address or anywhere in (address, one.address))
+                (one.protocol, one.port) == (protocol, port)
+                and (address == one.address or anywhere in (address, one.address))
                 for kept in self._kept.values()
                 for one in kept
             )
@@ -448,4 +452,3 @@ def _enable_forwarding() -> None:
         if file.read().strip() != "1":
             file.seek(0)
             file.write("1")
-

@@ -64,7 +64,8 @@ class NetworkStore:
         """Note the address (CIDR) and the driver options of a network's bridge."""
         with self._database.write() as connection:
             connection.execute(
-                "UPDATE networks SET address = ?, options = ? WHERE name = ?", (address, json.dumps(dict(options)), name)
+                "UPDATE networks SET address = ?, options = ? WHERE name = ?",
+                (address, json.dumps(dict(options)), name),
             )
 
     def networks(self) -> list[Network]:

@@ -19,6 +19,7 @@ __all__ = ["copy_up"]
 _CHUNK = 8 << 20
 _DEPTH = 200  # of recursion, and of descriptors held open
 
+
 def copy_up(rootfs_directory: str, destination: str, volume_directory: str) -> None:
     """Copy the directory ``destination`` of the root file system into ``volume_directory``.
 

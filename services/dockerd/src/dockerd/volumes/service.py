@@ -209,7 +209,7 @@ class VolumeService:
     def populate(self, name: str, rootfs_directory: str, destination: str) -> None:
         """Copy what the image has at ``destination`` into the volume, if that is still empty.
 
-        ``rootfs_directory`` is where the container's root file system is mounted; ``destination`` is resolved inside it.
+        ``rootfs_directory`` is the root of the container's file system; ``destination`` is resolved inside it.
         Owners, modes, times and extended attributes come along, those of the directory itself too. A destination that
         the image does not have, or that is not a directory, leaves the volume as it is. Raises SystemFailure.
         """
@@ -252,7 +252,7 @@ class VolumeService:
             os.mkdir(data)
         except FileExistsError:
             return
-        os.chmod(data, 0o755)  # whatever the umask is
+        os.chmod(data, 0o755)  # noqa: S103  (as the real engine's, whatever the umask is)
 
     def _remove(self, name: str) -> None:
         directory = os.path.join(self._root, name)
