@@ -48,7 +48,7 @@ _CONFIG: Json = {
 def list_images() -> flask.Response:
     """List images."""
     images = current_engine().images.list(request.query_filters())
-    return request.json_reply([_summary(image) for image in images])
+    return request.json_reply([summary(image) for image in images])
 
 
 @blueprint.post("/images/create")
@@ -245,7 +245,8 @@ def _json_platform() -> Platform | None:
         raise errors.InvalidParameter(f"failed to parse platform: {text}") from error
 
 
-def _summary(image: Image) -> Json:
+def summary(image: Image) -> Json:
+    """How a listing shows an image."""
     body: Json = {
         "Containers": -1,
         "Created": int(created_seconds(image)),

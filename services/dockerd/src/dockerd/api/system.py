@@ -6,11 +6,13 @@ import os
 import platform
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
 import flask
 from google.protobuf import empty_pb2
 
 from dockerd import machine
+from dockerd.api import usage
 from dockerd.api.request import api_at_least, json_body, json_reply
 from dockerd.containerd_process import search_path
 from dockerd.engine import NAMESPACE, Engine, current_engine
@@ -117,7 +119,7 @@ def _counts(engine: Engine) -> dict[str, Any]:
         "ContainersRunning": running,
         "ContainersPaused": paused,
         "ContainersStopped": len(states) - running - paused,
-        "Images": engine.images.count(),
+        "Images": len(engine.images.list()),
     }
 
 
@@ -251,21 +253,18 @@ def _runtimes(engine: Engine) -> dict[str, Any]:
 def auth() -> flask.Response:
     """Check a user's credentials with a registry."""
     body = json_body()
-    status, token = current_engine().images.authenticate(
-        body.text("serveraddress"), body.text("username"), body.text("password"), body.text("identitytoken")
-    )
-    return json_reply({"Status": status, "IdentityToken": token})
+    server = body.text("serveraddress")
+    domain = urlsplit(server if "://" in server else f"//{server}").netloc
+    scheme = default_scheme(domain, current_engine().config.insecure_registries)
+    token = login(server, scheme, body.text("username"), body.text("password"), body.text("identitytoken"))
+    return json_reply({"Status": "Login Succeeded", "IdentityToken": token})
 
 
 @blueprint.get("/system/df")
 def disk_usage() -> flask.Response:
     """What images, containers and volumes take on disk."""
-    known = ("container", "image", "volume", "build-cache")
     wanted = flask.request.args.getlist("type") if api_at_least("1.42") else []
     for name in wanted:
-        if name not in known:
+        if name not in usage.KINDS:
             raise InvalidParameter(f"unknown object type: {name}")
-    chosen = set(wanted) or set(known)
-    engine = current_engine()
-    body: dict[str, Any] = {}
-    return json_reply(body)
+    return json_reply(usage.collect(current_engine(), set(wanted) or set(usage.KINDS)))

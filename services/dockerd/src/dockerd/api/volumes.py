@@ -19,7 +19,7 @@ blueprint = flask.Blueprint("volumes", __name__)
 def list_volumes() -> flask.Response:
     """List volumes."""
     volumes = current_engine().volumes.list(request.query_filters())
-    return request.json_reply({"Volumes": [_body(volume) for volume in volumes], "Warnings": None})
+    return request.json_reply({"Volumes": [summary(volume) for volume in volumes], "Warnings": None})
 
 
 @blueprint.post("/volumes/create")
@@ -30,7 +30,7 @@ def create_volume() -> flask.Response:
     volume = current_engine().volumes.ensure(
         body.text("Name") or None, body.text("Driver"), body.text_map("DriverOpts"), labels
     )
-    return request.json_reply(_body(volume), status=201)
+    return request.json_reply(summary(volume), status=201)
 
 
 @blueprint.post("/volumes/prune")
@@ -43,7 +43,7 @@ def prune_volumes() -> flask.Response:
 @blueprint.get("/volumes/<name>")
 def inspect_volume(name: str) -> flask.Response:
     """Show one volume."""
-    return request.json_reply(_body(current_engine().volumes.get(name)))
+    return request.json_reply(summary(current_engine().volumes.get(name)))
 
 
 @blueprint.delete("/volumes/<name>")
@@ -53,7 +53,8 @@ def remove_volume(name: str) -> flask.Response:
     return request.no_content()
 
 
-def _body(volume: Volume) -> dict[str, Any]:
+def summary(volume: Volume) -> dict[str, Any]:
+    """How the API shows a volume."""
     return {
         "CreatedAt": volume.created_at,
         "Driver": volume.driver,

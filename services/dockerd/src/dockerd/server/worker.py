@@ -61,6 +61,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         die_with_parent(self.ppid)
         super().init_process()
 
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """SIGTERM: finish what is being answered; before there is anything to finish, end."""
+        if not self.booted:
+            raise SystemExit(0)
+        super().handle_exit(sig, frame)
+
     def handle(self, conn: Any) -> Any:
         """Serve one request of a connection; its result is for :meth:`finish_request`."""
         try:
