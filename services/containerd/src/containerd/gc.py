@@ -3,14 +3,14 @@
 Roots are images, leases, containers, and content and snapshots that say so by label. From there references lead on:
 
 * an image to its target, a container to its snapshot, a snapshot to its parent;
-* labels ``containerd.io/gc.ref.content...`` to content, ``containerd.io/gc.ref.snapshot.NAME...`` to a snapshot of that
-  snapshotter, ``containerd.io/gc.ref.image...`` to an image; ``gc.bref...`` the other way round;
-* ``containerd.io/gc.root`` makes content or a snapshot a root, ``containerd.io/gc.expire`` (RFC 3339) does until then; an
-  image or a lease with the latter is no root any more afterwards;
+* labels ``containerd.io/gc.ref.content...`` to content, ``containerd.io/gc.ref.snapshot.NAME...`` to a snapshot of
+  that snapshotter, ``containerd.io/gc.ref.image...`` to an image; ``gc.bref...`` the other way round;
+* ``containerd.io/gc.root`` makes content or a snapshot a root, ``containerd.io/gc.expire`` (RFC 3339) does until
+  then; an image or a lease with the latter is no root any more afterwards;
 * ``containerd.io/gc.flat`` on a lease: it keeps what it names, but not what that refers to.
 
-What to remove is decided, and removed from the database, in one transaction. Bytes go afterwards: a daemon that is killed
-in between finds files that nothing knows at its next collection.
+What to remove is decided, and removed from the database, in one transaction. Bytes go afterwards: a daemon that is
+killed in between finds files that nothing knows at its next collection.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import datetime
 import json
 import logging
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from containerd.content import ContentStore
+from containerd.observers import Publish, nobody
 from containerd.scope import Scope
 from containerd.snapshots import Snapshotter
 from gantry.database import Database
@@ -38,7 +39,7 @@ _REF = "containerd.io/gc.ref."
 _BACK_REF = "containerd.io/gc.bref."
 
 Node = tuple[str, str, str]
-"""Namespace, type (as in leases: ``content``, ``images``, ``ingests``, ``snapshots/NAME``, and ``containers``) and key."""
+"""Namespace, type and key; types are those of lease resources, and ``containers`` and ``leases``."""
 
 
 @dataclass(slots=True)
@@ -57,7 +58,7 @@ class Collector:
         database: Database,
         content: ContentStore,
         snapshotters: Mapping[str, Snapshotter],
-        publish: Callable[[Scope, str, Mapping[str, object]], None] = lambda scope, topic, fields: None,
+        publish: Publish = nobody,
     ) -> None:
         self._database = database
         self._content = content
@@ -196,7 +197,9 @@ class _Graph:
 
     def _labelled(self, node: Node, labels: Mapping[str, str]) -> None:
         self._collectable.add(node)
-        if any(key == ROOT or key.startswith(ROOT + ".") for key in labels) or (EXPIRE in labels and self._in_future(labels[EXPIRE])):
+        if any(key == ROOT or key.startswith(ROOT + ".") for key in labels) or (
+            EXPIRE in labels and self._in_future(labels[EXPIRE])
+        ):
             self._roots.append(node)
         self._labels(node, labels)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from containerd import filters as filter_language
@@ -15,6 +15,7 @@ from containerd.identifiers import validate_labels
 from containerd.labels import merge_labels
 from containerd.metadata.leases import LeaseResource, add_to_lease, remove_from_lease
 from containerd.metadata.namespaces import ensure_namespace
+from containerd.observers import Dirty, Publish, nobody
 from containerd.scope import Scope
 from gantry.database import Database
 from gantry.oci.digest import Digest, InvalidDigest
@@ -42,8 +43,8 @@ class ImageStore:
     def __init__(
         self,
         database: Database,
-        publish: Callable[[Scope, str, Mapping[str, object]], None] = lambda scope, topic, fields: None,
-        dirty: Callable[[], None] = lambda: None,
+        publish: Publish = nobody,
+        dirty: Dirty = nobody,
     ) -> None:
         self._database = database
         self._publish = publish

@@ -1,4 +1,4 @@
-"""The storage half of the daemon, put together: content, images, snapshots, diff, transfer and the garbage collector."""
+"""The storage half of the daemon, put together: content, images, snapshots, diff, transfer, garbage collection."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ OPAQUE = b".wh..wh..opq"
 _AUFS_METADATA = b".wh..wh."
 _OPEN_DIRECTORIES = 128
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_PARENT_MODE = 0o755
 _MAX_TIME = (1 << 63) - 1
 # What overlayfs itself keeps in attributes is not a layer's to say: it would redirect look-ups of the kernel.
 _REFUSED_XATTRS = ("trusted.overlay.", "user.overlay.")
@@ -131,7 +132,7 @@ class LayerApplier:
         directory = self._directory(parent)
         kind = member.type
         if kind == members.REGULAR:
-            self._file = self._create(directory, base, path, member.mode)
+            self._file = self._create(directory, base, member.mode)
             self._member = member
             self._extents = list(member.extents) if member.extents is not None else None
             if not member.stored:
@@ -141,21 +142,21 @@ class LayerApplier:
             self._make_directory(directory, base, path)
             self._times[path] = _time(member.mtime)
         elif kind == members.SYMBOLIC_LINK:
-            self._replacing(directory, base, path, lambda: os.symlink(member.link, base, dir_fd=directory))
+            self._replacing(directory, base, lambda: os.symlink(member.link, base, dir_fd=directory))
         elif kind == members.HARD_LINK:
             self._link(member, directory, base, path)
             return
         elif kind in (members.CHARACTER_DEVICE, members.BLOCK_DEVICE, members.FIFO):
-            self._make_node(member, directory, base, path)
+            self._make_node(member, directory, base)
         else:
             raise InvalidArchive(f"unhandled tar header type {kind!r} of {_shown(path)}")
         self._set_attributes(member, directory, base)
 
-    def _create(self, directory: int, base: bytes, path: bytes, mode: int) -> int:
+    def _create(self, directory: int, base: bytes, mode: int) -> int:
         try:
             return os.open(base, _CREATE, mode & 0o777, dir_fd=directory)
         except FileExistsError:
-            self._remove(directory, base, path)
+            self._remove(directory, base)
             return os.open(base, _CREATE, mode & 0o777, dir_fd=directory)
 
     def _end_file(self) -> None:
@@ -185,12 +186,12 @@ class LayerApplier:
         if stat.S_ISDIR(status.st_mode):
             return
         hides = self._overlay and _is_whiteout(status)
-        self._remove(directory, base, path)
+        self._remove(directory, base)
         os.mkdir(base, 0o700, dir_fd=directory)
         if hides:  # deleted and made anew: what is below must not shine through
             self._make_opaque(path)
 
-    def _make_node(self, member: Member, directory: int, base: bytes, path: bytes) -> None:
+    def _make_node(self, member: Member, directory: int, base: bytes) -> None:
         kinds = {
             members.CHARACTER_DEVICE: stat.S_IFCHR,
             members.BLOCK_DEVICE: stat.S_IFBLK,
@@ -198,7 +199,7 @@ class LayerApplier:
         }
         mode = kinds[member.type] | member.mode
         device = os.makedev(*member.device)
-        self._replacing(directory, base, path, lambda: os.mknod(base, mode, device, dir_fd=directory))
+        self._replacing(directory, base, lambda: os.mknod(base, mode, device, dir_fd=directory))
 
     def _link(self, member: Member, directory: int, base: bytes, path: bytes) -> None:
         target = _clean(member.link)
@@ -211,15 +212,14 @@ class LayerApplier:
         self._replacing(
             directory,
             base,
-            path,
             lambda: os.link(target_base, base, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False),
         )
 
-    def _replacing(self, directory: int, base: bytes, path: bytes, make: Callable[[], None]) -> None:
+    def _replacing(self, directory: int, base: bytes, make: Callable[[], None]) -> None:
         try:
             make()
         except FileExistsError:
-            self._remove(directory, base, path)
+            self._remove(directory, base)
             make()
 
     def _set_attributes(self, member: Member, directory: int, base: bytes) -> None:
@@ -252,7 +252,7 @@ class LayerApplier:
         try:
             directory = self._directory(parent)
             if not self._overlay:
-                self._remove(directory, hidden, path, missing_ok=True)
+                self._remove(directory, hidden, missing_ok=True)
                 return
             try:
                 os.mknod(hidden, stat.S_IFCHR, 0, dir_fd=directory)
@@ -272,7 +272,7 @@ class LayerApplier:
             for name in _names(directory):
                 child = path + b"/" + name if path else name
                 if child not in self._unpacked:
-                    self._remove(directory, name, child)
+                    self._remove(directory, name)
         except OSError as error:
             raise _named(error, path) from error
 
@@ -285,7 +285,7 @@ class LayerApplier:
             self._unpacked.add(path)
             path = path.rpartition(b"/")[0]
 
-    def _remove(self, directory: int, base: bytes, path: bytes, *, missing_ok: bool = False) -> None:
+    def _remove(self, directory: int, base: bytes, *, missing_ok: bool = False) -> None:
         try:
             os.unlink(base, dir_fd=directory)
         except IsADirectoryError:
@@ -330,7 +330,7 @@ class LayerApplier:
 
     def _make_parent(self, directory: int, base: bytes, path: bytes) -> int:
         try:
-            os.mkdir(base, 0o755, dir_fd=directory)
+            os.mkdir(base, _PARENT_MODE, dir_fd=directory)
         except FileExistsError:  # a link whose target is missing: that is what gets made
             return mkdir_all_in_root(self._root, os.fsdecode(path))
         descriptor = os.open(base, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
@@ -351,7 +351,7 @@ class LayerApplier:
                 os.close(found)
             break
         else:
-            os.chmod(b"/proc/self/fd/%d" % descriptor, 0o755)
+            os.chmod(b"/proc/self/fd/%d" % descriptor, _PARENT_MODE)
         return descriptor
 
 

@@ -6,7 +6,7 @@ import threading
 import zlib
 from collections.abc import Iterable, Iterator
 from queue import Full, Queue
-from typing import Protocol
+from typing import IO, Protocol, cast
 
 import zstandard
 from isal import isal_zlib
@@ -21,6 +21,7 @@ _SKIPPABLE = range(0x184D2A50, 0x184D2A60)  # zstd frames that may come first (R
 GZIP_LEVEL = 2
 _GZIP_WINDOW = 31  # 15 bits, and 16 for the gzip header
 _PIECE = 1 << 20
+_GZIP_ERRORS: tuple[type[Exception], ...] = (cast("type[Exception]", isal_zlib.error), EOFError)
 _MAX_ZSTD_WINDOW = 1 << 27  # what the zstd program accepts by default: 128 MiB
 
 
@@ -76,7 +77,7 @@ def _gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
                 decoder = isal_zlib.decompressobj(wbits=_GZIP_WINDOW)
             try:
                 piece = decoder.decompress(data, _PIECE)
-            except isal_zlib.error as error:
+            except _GZIP_ERRORS as error:
                 raise InvalidArgument(f"invalid gzip stream: {error}") from error
             if piece:
                 yield piece
@@ -90,7 +91,7 @@ def _gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 def _unzstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
     reader = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW).stream_reader(
-        _Source(chunks), read_size=_PIECE, read_across_frames=True
+        cast("IO[bytes]", _Source(chunks)), read_size=_PIECE, read_across_frames=True
     )
     try:
         while piece := reader.read(_PIECE):

@@ -288,16 +288,15 @@ class _PaxMap(_SparseMap):
     def __init__(self, member: Member, size: int) -> None:
         super().__init__(member, size)
         self.complete = False
-        self._text = bytearray()
+        self._text = b""
 
     def feed(self, block: bytes) -> None:
         if self.consumed + len(block) > self.member.stored:
             raise InvalidArchive("invalid sparse map: longer than the entry")
         self.consumed += len(block)
         self._text += block
-        lines = self._text.split(b"\n")
-        self._text = lines.pop()
-        self.numbers += (_decimal(line) for line in lines if not self._done_with(line))
+        *lines, self._text = self._text.split(b"\n")
+        self.numbers += map(_decimal, lines)
         count = self.numbers[0] if self.numbers else 0
         if count > MAX_EXTENTS or len(self._text) > 64 + BLOCK:
             raise InvalidArchive("invalid sparse map: number of entries")
@@ -306,9 +305,6 @@ class _PaxMap(_SparseMap):
             del self.numbers[0]
             self.member.stored -= self.consumed
             self.complete = True
-
-    def _done_with(self, line: bytes) -> bool:
-        return not line.isdigit()
 
 
 def _sparse_map(member: Member, block: bytes, pax: dict[bytes, bytes], pairs: list[bytes]) -> _SparseMap | None:

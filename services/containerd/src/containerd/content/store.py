@@ -7,7 +7,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from containerd.identifiers import validate_labels
 from containerd.labels import merge_labels
 from containerd.metadata.leases import LeaseResource, add_to_lease, remove_from_lease
 from containerd.metadata.namespaces import ensure_namespace
+from containerd.observers import Dirty, Publish, nobody
 from containerd.scope import Scope
 from gantry.database import Database
 
@@ -66,8 +67,8 @@ class ContentStore:
         self,
         root: Path,
         database: Database,
-        publish: Callable[[Scope, str, Mapping[str, object]], None] = lambda scope, topic, fields: None,
-        dirty: Callable[[], None] = lambda: None,
+        publish: Publish = nobody,
+        dirty: Dirty = nobody,
     ) -> None:
         self.files = ContentFiles(root)
         self.database = database
@@ -161,7 +162,7 @@ class ContentStore:
             self.unlock(scope, ref)
             raise
 
-    def statuses(self, scope: Scope, filters: Sequence[str] = ()) -> list[IngestStatus]:
+    def statuses(self, scope: Scope, filters: Sequence[str] = ()) -> Sequence[IngestStatus]:
         """Return what is being written, by reference; filters know the field ``ref``."""
         matcher = filter_language.parse(filters)
         with self.database.read() as connection:
@@ -219,7 +220,8 @@ class ContentStore:
             ensure_namespace(connection, scope.namespace)
             expires_at = 0 if scope.lease else now + _INGEST_LIFETIME
             connection.execute(
-                "INSERT INTO ingest (namespace, ref, expected, total, started_at, expires_at) VALUES (?, ?, ?, ?, ?, ?) "
+                "INSERT INTO ingest (namespace, ref, expected, total, started_at, expires_at) "
+                "VALUES (?, ?, ?, ?, ?, ?) "
                 "ON CONFLICT (namespace, ref) DO UPDATE SET expires_at = excluded.expires_at, "
                 "total = CASE WHEN excluded.total > 0 THEN excluded.total ELSE total END",
                 (scope.namespace, ref, expected, total, now, expires_at),

@@ -15,6 +15,7 @@ from containerd.descriptors import OCI_LAYER, Descriptor, compression_of
 from containerd.diff.temporary import mounted
 from containerd.errors import InvalidArgument, ResourceExhausted, Unknown
 from containerd.mounts import Mount
+from containerd.observers import nobody
 from containerd.scope import Scope
 
 __all__ = ["Applier"]
@@ -33,9 +34,9 @@ class Applier:
         mounts: Sequence[Mount],
         *,
         sync: bool = False,
-        progress: Callable[[int], None] = lambda done: None,
+        progress: Callable[[int], None] = nobody,
     ) -> Descriptor:
-        """Unpack ``layer`` into ``mounts`` and return a descriptor of its uncompressed form (its digest is the diff id).
+        """Unpack ``layer`` into ``mounts`` and return a descriptor of what is in it: its digest is the diff id.
 
         ``progress`` is told how many bytes of the layer have been read. ``sync`` writes the file system out.
         Raises :class:`NotFound` for missing content, :class:`Unimplemented` for another media type,

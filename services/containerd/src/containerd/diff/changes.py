@@ -1,8 +1,9 @@
 """What a file system tree has that another has not, as the members of a layer.
 
-Source: image-spec, "Image Layer Filesystem Changeset"; for overlay layers the kernel's overlayfs documentation. The trees may
-belong to a running container, which can change them at any time and is not trusted: everything is opened relative to the
-descriptor of its directory, and no link is followed.
+Source: image-spec, "Image Layer Filesystem Changeset"; for overlay layers the kernel's overlayfs documentation.
+
+The trees may belong to a running container, which can change them at any time and is not trusted: everything is
+opened relative to the descriptor of its directory, and no link is followed.
 """
 
 from __future__ import annotations

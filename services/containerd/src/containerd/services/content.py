@@ -1,10 +1,13 @@
 """containerd.services.content.v1.Content"""
 
+# ruff: noqa: ARG002, N802 (names and arguments are the contract's)
+
 from __future__ import annotations
 
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import grpc.aio
@@ -59,28 +62,28 @@ class Content(service.ContentServicer):
     def __init__(self, store: ContentStore) -> None:
         self._store = store
 
-    async def Info(self, request: messages.InfoRequest, context: _Context) -> messages.InfoResponse:  # type: ignore[override]
+    async def Info(self, request: messages.InfoRequest, context: _Context) -> messages.InfoResponse:
         info = await asyncio.to_thread(self._store.info, Scope.current(), _digest(request.digest))
         return messages.InfoResponse(info=_message(info))
 
-    async def Update(self, request: messages.UpdateRequest, context: _Context) -> messages.UpdateResponse:  # type: ignore[override]
+    async def Update(self, request: messages.UpdateRequest, context: _Context) -> messages.UpdateResponse:
         digest = _digest(request.info.digest)
         labels, paths = dict(request.info.labels), list(request.update_mask.paths)
         info = await asyncio.to_thread(self._store.update, Scope.current(), digest, labels, paths)
         return messages.UpdateResponse(info=_message(info))
 
-    async def List(  # type: ignore[override]
+    async def List(
         self, request: messages.ListContentRequest, context: _Context
     ) -> AsyncIterator[messages.ListContentResponse]:
         found = await asyncio.to_thread(self._store.list, Scope.current(), list(request.filters))
         for start in range(0, len(found), _PAGE):
             yield messages.ListContentResponse(info=[_message(info) for info in found[start : start + _PAGE]])
 
-    async def Delete(self, request: messages.DeleteContentRequest, context: _Context) -> Empty:  # type: ignore[override]
+    async def Delete(self, request: messages.DeleteContentRequest, context: _Context) -> Empty:
         await asyncio.to_thread(self._store.delete, Scope.current(), _digest(request.digest))
         return Empty()
 
-    async def Read(  # type: ignore[override]
+    async def Read(
         self, request: messages.ReadContentRequest, context: _Context
     ) -> AsyncIterator[messages.ReadContentResponse]:
         scope, digest = Scope.current(), _digest(request.digest)
@@ -101,24 +104,24 @@ class Content(service.ContentServicer):
         finally:
             os.close(descriptor)
 
-    async def Status(self, request: messages.StatusRequest, context: _Context) -> messages.StatusResponse:  # type: ignore[override]
+    async def Status(self, request: messages.StatusRequest, context: _Context) -> messages.StatusResponse:
         try:
             status = await asyncio.to_thread(self._store.status, Scope.current(), request.ref)
         except NotFound as error:
             raise NotFound(f'could not get status for ref "{request.ref}": {error}') from error
         return messages.StatusResponse(status=_status(status))
 
-    async def ListStatuses(  # type: ignore[override]
+    async def ListStatuses(
         self, request: messages.ListStatusesRequest, context: _Context
     ) -> messages.ListStatusesResponse:
         found = await asyncio.to_thread(self._store.statuses, Scope.current(), list(request.filters))
         return messages.ListStatusesResponse(statuses=[_status(status) for status in found])
 
-    async def Abort(self, request: messages.AbortRequest, context: _Context) -> Empty:  # type: ignore[override]
+    async def Abort(self, request: messages.AbortRequest, context: _Context) -> Empty:
         await asyncio.to_thread(self._store.abort, Scope.current(), request.ref)
         return Empty()
 
-    async def Write(  # type: ignore[override]
+    async def Write(
         self, request_iterator: AsyncIterator[messages.WriteContentRequest], context: _Context
     ) -> AsyncIterator[messages.WriteContentResponse]:
         scope = Scope.current()
@@ -197,8 +200,6 @@ class _Session:
         except NotFound:
             return
         writer.close()
-        try:
+        with suppress(NotFound):
             self._store.abort(self._scope, self._ref)
-        except NotFound:
-            pass
         raise AlreadyExists(f"blob with expected digest {expected} exists: already exists")

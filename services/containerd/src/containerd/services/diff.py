@@ -1,5 +1,7 @@
 """containerd.services.diff.v1.Diff"""
 
+# ruff: noqa: ARG002, N802 (names and arguments are the contract's)
+
 from __future__ import annotations
 
 import asyncio
@@ -27,7 +29,7 @@ class Diff(service.DiffServicer):
         self._applier = applier
         self._differ = differ
 
-    async def Apply(self, request: messages.ApplyRequest, context: _Context) -> messages.ApplyResponse:  # type: ignore[override]
+    async def Apply(self, request: messages.ApplyRequest, context: _Context) -> messages.ApplyResponse:
         if request.payloads:
             names = ", ".join(sorted(request.payloads))
             raise Unimplemented(f"stream processor payloads ({names}) are not supported: not implemented")
@@ -35,7 +37,7 @@ class Diff(service.DiffServicer):
         applied = await asyncio.to_thread(self._applier.apply, Scope.current(), layer, mounts, sync=request.sync_fs)
         return messages.ApplyResponse(applied=descriptor_message(applied))
 
-    async def Diff(self, request: messages.DiffRequest, context: _Context) -> messages.DiffResponse:  # type: ignore[override]
+    async def Diff(self, request: messages.DiffRequest, context: _Context) -> messages.DiffResponse:
         source_date = nanoseconds(request.source_date_epoch) if request.HasField("source_date_epoch") else None
         made = await asyncio.to_thread(
             self._differ.diff,

@@ -1,5 +1,7 @@
 """containerd.services.images.v1.Images"""
 
+# ruff: noqa: ARG002, N802 (names and arguments are the contract's)
+
 from __future__ import annotations
 
 import asyncio
@@ -55,25 +57,25 @@ class Images(service.ImagesServicer):
         self._store = store
         self._collect = collect
 
-    async def Get(self, request: messages.GetImageRequest, context: _Context) -> messages.GetImageResponse:  # type: ignore[override]
+    async def Get(self, request: messages.GetImageRequest, context: _Context) -> messages.GetImageResponse:
         image = await asyncio.to_thread(self._store.get, Scope.current(), request.name)
         return messages.GetImageResponse(image=_message(image))
 
-    async def List(self, request: messages.ListImagesRequest, context: _Context) -> messages.ListImagesResponse:  # type: ignore[override]
+    async def List(self, request: messages.ListImagesRequest, context: _Context) -> messages.ListImagesResponse:
         found = await asyncio.to_thread(self._store.list, Scope.current(), list(request.filters))
         return messages.ListImagesResponse(images=[_message(image) for image in found])
 
-    async def Create(self, request: messages.CreateImageRequest, context: _Context) -> messages.CreateImageResponse:  # type: ignore[override]
+    async def Create(self, request: messages.CreateImageRequest, context: _Context) -> messages.CreateImageResponse:
         image = _image(request.image, nanoseconds(request.source_date_epoch))
         created = await asyncio.to_thread(self._store.create, Scope.current(), image)
         return messages.CreateImageResponse(image=_message(created))
 
-    async def Update(self, request: messages.UpdateImageRequest, context: _Context) -> messages.UpdateImageResponse:  # type: ignore[override]
+    async def Update(self, request: messages.UpdateImageRequest, context: _Context) -> messages.UpdateImageResponse:
         image = _image(request.image, nanoseconds(request.source_date_epoch))
         updated = await asyncio.to_thread(self._store.update, Scope.current(), image, list(request.update_mask.paths))
         return messages.UpdateImageResponse(image=_message(updated))
 
-    async def Delete(self, request: messages.DeleteImageRequest, context: _Context) -> Empty:  # type: ignore[override]
+    async def Delete(self, request: messages.DeleteImageRequest, context: _Context) -> Empty:
         target = request.target.digest if request.HasField("target") else ""
         await asyncio.to_thread(self._store.delete, Scope.current(), request.name, target)
         if request.sync:

@@ -1,5 +1,7 @@
 """containerd.services.snapshots.v1.Snapshots"""
 
+# ruff: noqa: ARG002, N802 (names and arguments are the contract's)
+
 from __future__ import annotations
 
 import asyncio
@@ -13,7 +15,7 @@ from containerd.errors import InvalidArgument
 from containerd.scope import Scope
 from containerd.services.mounts import mount_messages
 from containerd.services.wire import timestamp
-from containerd.snapshots import SnapshotInfo, Snapshotter
+from containerd.snapshots import Kind, SnapshotInfo, Snapshotter
 from gantry.contracts.containerd.services.snapshots.v1 import snapshots_pb2 as messages
 from gantry.contracts.containerd.services.snapshots.v1 import snapshots_pb2_grpc as service
 
@@ -22,13 +24,14 @@ __all__ = ["Snapshots"]
 _Context = grpc.aio.ServicerContext[Any, Any]
 _PAGE = 100
 _DEFAULT = "overlayfs"
+_KINDS = {Kind.VIEW: messages.VIEW, Kind.ACTIVE: messages.ACTIVE, Kind.COMMITTED: messages.COMMITTED}
 
 
 def _message(info: SnapshotInfo) -> messages.Info:
     return messages.Info(
         name=info.key,
         parent=info.parent,
-        kind=messages.Kind.ValueType(int(info.kind)),
+        kind=_KINDS[info.kind],
         created_at=timestamp(info.created_at),
         updated_at=timestamp(info.updated_at),
         labels=info.labels,
@@ -47,7 +50,7 @@ class Snapshots(service.SnapshotsServicer):
             raise InvalidArgument(f"snapshotter not loaded: {name}: invalid argument")
         return snapshotter
 
-    async def Prepare(  # type: ignore[override]
+    async def Prepare(
         self, request: messages.PrepareSnapshotRequest, context: _Context
     ) -> messages.PrepareSnapshotResponse:
         snapshotter = self._snapshotter(request.snapshotter)
@@ -56,32 +59,32 @@ class Snapshots(service.SnapshotsServicer):
         )
         return messages.PrepareSnapshotResponse(mounts=mount_messages(mounts))
 
-    async def View(self, request: messages.ViewSnapshotRequest, context: _Context) -> messages.ViewSnapshotResponse:  # type: ignore[override]
+    async def View(self, request: messages.ViewSnapshotRequest, context: _Context) -> messages.ViewSnapshotResponse:
         snapshotter = self._snapshotter(request.snapshotter)
         mounts = await asyncio.to_thread(
             snapshotter.view, Scope.current(), request.key, request.parent, dict(request.labels)
         )
         return messages.ViewSnapshotResponse(mounts=mount_messages(mounts))
 
-    async def Mounts(self, request: messages.MountsRequest, context: _Context) -> messages.MountsResponse:  # type: ignore[override]
+    async def Mounts(self, request: messages.MountsRequest, context: _Context) -> messages.MountsResponse:
         mounts = await asyncio.to_thread(self._snapshotter(request.snapshotter).mounts, Scope.current(), request.key)
         return messages.MountsResponse(mounts=mount_messages(mounts))
 
-    async def Commit(self, request: messages.CommitSnapshotRequest, context: _Context) -> Empty:  # type: ignore[override]
+    async def Commit(self, request: messages.CommitSnapshotRequest, context: _Context) -> Empty:
         snapshotter = self._snapshotter(request.snapshotter)
         labels = dict(request.labels)
         await asyncio.to_thread(snapshotter.commit, Scope.current(), request.name, request.key, labels, request.parent)
         return Empty()
 
-    async def Remove(self, request: messages.RemoveSnapshotRequest, context: _Context) -> Empty:  # type: ignore[override]
+    async def Remove(self, request: messages.RemoveSnapshotRequest, context: _Context) -> Empty:
         await asyncio.to_thread(self._snapshotter(request.snapshotter).remove, Scope.current(), request.key)
         return Empty()
 
-    async def Stat(self, request: messages.StatSnapshotRequest, context: _Context) -> messages.StatSnapshotResponse:  # type: ignore[override]
+    async def Stat(self, request: messages.StatSnapshotRequest, context: _Context) -> messages.StatSnapshotResponse:
         info = await asyncio.to_thread(self._snapshotter(request.snapshotter).stat, Scope.current(), request.key)
         return messages.StatSnapshotResponse(info=_message(info))
 
-    async def Update(  # type: ignore[override]
+    async def Update(
         self, request: messages.UpdateSnapshotRequest, context: _Context
     ) -> messages.UpdateSnapshotResponse:
         snapshotter = self._snapshotter(request.snapshotter)
@@ -89,7 +92,7 @@ class Snapshots(service.SnapshotsServicer):
         info = await asyncio.to_thread(snapshotter.update, Scope.current(), request.info.name, labels, paths)
         return messages.UpdateSnapshotResponse(info=_message(info))
 
-    async def List(  # type: ignore[override]
+    async def List(
         self, request: messages.ListSnapshotsRequest, context: _Context
     ) -> AsyncIterator[messages.ListSnapshotsResponse]:
         snapshotter = self._snapshotter(request.snapshotter)
@@ -97,10 +100,10 @@ class Snapshots(service.SnapshotsServicer):
         for start in range(0, len(found), _PAGE):
             yield messages.ListSnapshotsResponse(info=[_message(info) for info in found[start : start + _PAGE]])
 
-    async def Usage(self, request: messages.UsageRequest, context: _Context) -> messages.UsageResponse:  # type: ignore[override]
+    async def Usage(self, request: messages.UsageRequest, context: _Context) -> messages.UsageResponse:
         usage = await asyncio.to_thread(self._snapshotter(request.snapshotter).usage, Scope.current(), request.key)
         return messages.UsageResponse(size=usage.size, inodes=usage.inodes)
 
-    async def Cleanup(self, request: messages.CleanupRequest, context: _Context) -> Empty:  # type: ignore[override]
+    async def Cleanup(self, request: messages.CleanupRequest, context: _Context) -> Empty:
         await asyncio.to_thread(self._snapshotter(request.snapshotter).cleanup)
         return Empty()

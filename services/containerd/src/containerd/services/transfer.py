@@ -1,5 +1,7 @@
 """containerd.services.transfer.v1.Transfer"""
 
+# ruff: noqa: ARG002, N802 (names and arguments are the contract's)
+
 from __future__ import annotations
 
 import asyncio
@@ -54,7 +56,7 @@ class Transfer(service.TransferServicer):
         self._transfers = transfers
         self._streams = streams
 
-    async def Transfer(self, request: messages.TransferRequest, context: _Context) -> Empty:  # type: ignore[override]
+    async def Transfer(self, request: messages.TransferRequest, context: _Context) -> Empty:
         scope = Scope.current()
         source, destination = _endpoint(request.source), _endpoint(request.destination)
         cancellation = Cancellation()

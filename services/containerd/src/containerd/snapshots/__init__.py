@@ -20,8 +20,8 @@ How an image of two layers is unpacked, and a container started from it::
     mounts = snapshotter.prepare(scope, "container-1", parent="sha256:<chain id 2>")
 
 An implementation says how directories of snapshots become mounts, and what has to be done to make one
-(:class:`containerd.snapshots.base.Snapshotter` does the rest). ``tests/test_storage_snapshot_contract.py`` is the suite that
-every implementation has to pass.
+(:class:`containerd.snapshots.base.Snapshotter` does the rest). Every implementation has to pass the suite in
+``tests/test_storage_snapshot_contract.py``.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import sqlite3
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from containerd.labels import SNAPSHOT_REF, merge_labels
 from containerd.metadata.leases import LeaseResource, add_to_lease, remove_from_lease
 from containerd.metadata.namespaces import ensure_namespace
 from containerd.mounts import Mount
+from containerd.observers import Dirty, Publish, nobody
 from containerd.scope import Scope
 from containerd.snapshots.usage import Usage, disk_usage
 from gantry.database import Database
@@ -62,8 +63,8 @@ class Snapshotter(ABC):
         self,
         root: Path,
         database: Database,
-        publish: Callable[[Scope, str, Mapping[str, object]], None] = lambda scope, topic, fields: None,
-        dirty: Callable[[], None] = lambda: None,
+        publish: Publish = nobody,
+        dirty: Dirty = nobody,
     ) -> None:
         self.root = root
         self.directory = root / "snapshots"
@@ -78,14 +79,16 @@ class Snapshotter(ABC):
         """Fill the new snapshot's directory. ``parents`` are the ids below it, nearest first."""
 
     @abstractmethod
-    def _mounts(self, snapshot: int, kind: Kind, parents: Sequence[int]) -> list[Mount]:
+    def _mounts(self, snapshot: int, kind: Kind, parents: Sequence[int]) -> Sequence[Mount]:
         """Return what shows the snapshot. ``parents`` are the ids below it, nearest first."""
 
     @abstractmethod
     def content(self, snapshot: int) -> Path:
         """Return the directory that holds what the snapshot itself has."""
 
-    def prepare(self, scope: Scope, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
+    def prepare(
+        self, scope: Scope, key: str, parent: str = "", labels: Mapping[str, str] | None = None
+    ) -> Sequence[Mount]:
         """Make an active snapshot and return its mounts.
 
         When a label ``containerd.io/snapshot.ref`` names a snapshot that exists there is nothing to do:
@@ -96,11 +99,13 @@ class Snapshotter(ABC):
         self._publish(scope, "/snapshot/prepare", {"key": key, "parent": parent, "snapshotter": self.name})
         return mounts
 
-    def view(self, scope: Scope, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
+    def view(
+        self, scope: Scope, key: str, parent: str = "", labels: Mapping[str, str] | None = None
+    ) -> Sequence[Mount]:
         """Make a read-only snapshot of ``parent`` and return its mounts. Errors as for :meth:`prepare`."""
         return self._create(scope, Kind.VIEW, key, parent, labels or {})
 
-    def mounts(self, scope: Scope, key: str) -> list[Mount]:
+    def mounts(self, scope: Scope, key: str) -> Sequence[Mount]:
         """Return the mounts of an active snapshot or view.
 
         Raises :class:`NotFound`, :class:`FailedPrecondition` for a committed one.
@@ -163,7 +168,10 @@ class Snapshotter(ABC):
             return _info(self._row(connection, scope, key))
 
     def update(self, scope: Scope, key: str, labels: Mapping[str, str], paths: Sequence[str] = ()) -> SnapshotInfo:
-        """Set labels: those that ``paths`` name (``labels.KEY``), or all. Raises :class:`NotFound`, `InvalidArgument`."""
+        """Set labels: those that ``paths`` name (``labels.KEY``), or all.
+
+        Raises :class:`NotFound`, :class:`InvalidArgument`.
+        """
         with self._database.write() as connection:
             row = self._row(connection, scope, key)
             merged = merge_labels(json.loads(row["labels"]), labels, paths, f'snapshot "{key}"')
@@ -217,7 +225,7 @@ class Snapshotter(ABC):
                 shutil.rmtree(self.directory / name, ignore_errors=True)
         self.cleanup()
 
-    def _create(self, scope: Scope, kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
+    def _create(self, scope: Scope, kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> Sequence[Mount]:
         if not key:
             raise InvalidArgument("snapshot key must not be empty: invalid argument")
         labels = {label: value for label, value in labels.items() if value}
@@ -291,7 +299,7 @@ class Snapshotter(ABC):
             raise InvalidArgument(f'parent "{parent}" is not committed snapshot: invalid argument')
         return row
 
-    def _parents(self, connection: sqlite3.Connection, parent: int | None) -> list[int]:
+    def _parents(self, connection: sqlite3.Connection, parent: int | None) -> Sequence[int]:
         chain = connection.execute(
             "WITH RECURSIVE chain (id, parent, depth) AS (SELECT id, parent, 0 FROM snapshot WHERE id = ? UNION ALL "
             "SELECT s.id, s.parent, depth + 1 FROM snapshot s JOIN chain c ON s.id = c.parent) "

@@ -1,8 +1,8 @@
 """Snapshots as layers of the kernel's overlay file system.
 
-Each snapshot is ``snapshots/ID/fs``, what it changes on top of its parents, and for an active one ``snapshots/ID/work``,
-which the kernel needs on the same file system. The options of the mount are those that containerd's own snapshotter
-gives, in its order, because clients read ``upperdir`` and ``lowerdir`` out of them.
+Each snapshot is ``snapshots/ID/fs``, what it changes on top of its parents, and for an active one
+``snapshots/ID/work``, which the kernel needs on the same file system. The options of the mount are those that
+containerd's own snapshotter gives, in its order, because clients read ``upperdir`` and ``lowerdir`` out of them.
 """
 
 from __future__ import annotations

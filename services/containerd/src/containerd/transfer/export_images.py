@@ -1,6 +1,6 @@
 """Export: images become an archive that is an OCI layout and what ``docker load`` takes, in one.
 
-Source: image-spec, "Image Layout"; Docker's ``manifest.json`` (image/spec v1.2, "Combined Image JSON + Filesystem Changeset").
+Source: image-spec, "Image Layout"; Docker's ``manifest.json`` ("Docker Image Specification v1.2", Combined Image JSON).
 """
 
 from __future__ import annotations

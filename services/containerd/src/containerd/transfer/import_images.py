@@ -76,10 +76,10 @@ class ImageImport:
             for child in self._present(found, destination):
                 self._tree(child, destination, depth + 1)
         elif is_manifest(target.media_type):
-            self._manifest(target, found, destination)
+            self._manifest(found, destination)
 
     def _present(self, found: Sequence[Descriptor], destination: ImageStoreEndpoint) -> list[Descriptor]:
-        """Leave out the platforms that the archive does not contain: an export of one platform keeps the whole index."""
+        """Leave out platforms that the archive does not contain: an export of one platform keeps the whole index."""
         present = []
         for child in select_manifests(found, destination.platforms, destination.manifest_limit):
             try:
@@ -89,13 +89,11 @@ class ImageImport:
             present.append(child)
         return present
 
-    def _manifest(self, manifest: Descriptor, found: Sequence[Descriptor], destination: ImageStoreEndpoint) -> None:
+    def _manifest(self, found: Sequence[Descriptor], destination: ImageStoreEndpoint) -> None:
         config, *layers = found
         for child in found:
             self._content.info(self._scope, child.digest)
-        snapshotter = choose_snapshotter(
-            self._content, self._scope, self._snapshotters, manifest, config, destination.unpacks
-        )
+        snapshotter = choose_snapshotter(self._content, self._scope, self._snapshotters, config, destination.unpacks)
         if snapshotter is not None:
             self._unpacker.unpack(
                 self._scope,

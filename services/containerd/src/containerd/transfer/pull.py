@@ -119,7 +119,7 @@ class Puller:
         self._progress.waiting(config)
         self._fetcher.fetch(config)
         futures = {layer.digest: pool.submit(self._fetcher.fetch, layer) for layer in layers}
-        snapshotter = self._snapshotter(manifest, config, destination.unpacks)
+        snapshotter = choose_snapshotter(self._content, self._scope, self._snapshotters, config, destination.unpacks)
         if snapshotter is not None:
             self._unpack(snapshotter, config, layers, futures)
         for future in futures.values():
@@ -148,17 +148,11 @@ class Puller:
                 future.cancel()
             raise
 
-    def _snapshotter(
-        self, manifest: Descriptor, config: Descriptor, unpacks: Sequence[UnpackConfiguration]
-    ) -> Snapshotter | None:
-        return choose_snapshotter(self._content, self._scope, self._snapshotters, manifest, config, unpacks)
-
 
 def choose_snapshotter(
     content: ContentStore,
     scope: Scope,
     snapshotters: dict[str, Snapshotter],
-    manifest: Descriptor,
     config: Descriptor,
     unpacks: Sequence[UnpackConfiguration],
 ) -> Snapshotter | None:

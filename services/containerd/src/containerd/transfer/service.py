@@ -6,7 +6,7 @@ import base64
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from containerd.diff.apply import Applier
 from containerd.errors import ContainerdError, InvalidArgument, NotFound, Unimplemented
 from containerd.images import Image, ImageStore
 from containerd.metadata.leases import LeaseStore
+from containerd.observers import nobody
 from containerd.scope import Scope
 from containerd.snapshots import Snapshotter
 from containerd.transfer.cancellation import Cancellation
@@ -42,15 +43,15 @@ _LEASE_SECONDS = 24 * 3600
 class Connections:
     """How a transfer reaches its client: each is a function for a thread to call, and may block.
 
-    ``credentials(host, reference)`` asks who we are at a registry; ``received`` are the bytes of an import and ``send`` takes
-    those of an export, of which ``flush`` sends the rest.
+    ``credentials(host, reference)`` asks who we are at a registry; ``received`` are the bytes of an import and
+    ``send`` takes those of an export, of which ``flush`` sends the rest.
     """
 
-    progress: Callable[[Progress], None] = lambda progress: None
-    credentials: Callable[[str, str], Credentials | None] = lambda host, reference: None
+    progress: Callable[[Progress], None] = nobody
+    credentials: Callable[[str, str], Credentials | None] = nobody
     received: Iterable[bytes] = ()
-    send: Callable[[bytes], None] = lambda data: None
-    flush: Callable[[], None] = lambda: None
+    send: Callable[[bytes], None] = nobody
+    flush: Callable[[], None] = nobody
 
 
 class TransferService:
@@ -64,7 +65,7 @@ class TransferService:
         leases: LeaseStore,
         applier: Applier,
         host_dir: str = "",
-        released: Callable[[], None] = lambda: None,
+        released: Callable[[], None] = nobody,
     ) -> None:
         self._content = content
         self._images = images
@@ -106,10 +107,8 @@ class TransferService:
         try:
             yield replace(scope, lease=name)
         finally:
-            try:
+            with suppress(NotFound):  # a client may have ended it
                 self._leases.delete(scope.namespace, name)
-            except NotFound:
-                pass  # a client has ended it: nothing is left to do
             self._released()
 
     def _registry(self, registry: OCIRegistry, connections: Connections, cancellation: Cancellation) -> RegistryClient:

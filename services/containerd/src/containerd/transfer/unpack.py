@@ -20,6 +20,8 @@ from containerd.descriptors import MAX_MANIFEST_SIZE, Descriptor, platform_from_
 from containerd.diff.apply import Applier
 from containerd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from containerd.labels import SNAPSHOT_REF, UNCOMPRESSED
+from containerd.mounts import Mount
+from containerd.observers import nobody
 from containerd.scope import Scope
 from containerd.snapshots import Snapshotter
 from containerd.transfer.cancellation import Cancellation
@@ -86,9 +88,9 @@ class Unpacker:
         layers: Sequence[Descriptor],
         *,
         cancellation: Cancellation,
-        fetched: Callable[[Descriptor], Future[None] | None] = lambda layer: None,
-        extracting: Callable[[Descriptor, int], None] = lambda layer, done: None,
-        extracted: Callable[[Descriptor], None] = lambda layer: None,
+        fetched: Callable[[Descriptor], Future[None] | None] = nobody,
+        extracting: Callable[[Descriptor, int], None] = nobody,
+        extracted: Callable[[Descriptor], None] = nobody,
     ) -> str:
         """Unpack an image and return its chain id, the name of its snapshot (empty for an image without layers).
 
@@ -155,7 +157,7 @@ class Unpacker:
 
     def _prepare(
         self, scope: Scope, snapshotter: Snapshotter, step: _Step, labels: dict[str, str]
-    ) -> tuple[str, list[Any]] | None:
+    ) -> tuple[str, Sequence[Mount]] | None:
         """Make the snapshot to extract to, or return None when the layer is unpacked already."""
         for _ in range(_ATTEMPTS):
             key = f"extract-{time.time_ns() % 10**9}-{base64.urlsafe_b64encode(os.urandom(3)).decode()} {step.chain_id}"

@@ -109,7 +109,7 @@ class Authorizer:
             return f"Bearer {token}"
 
     def challenged(self, header: str, scopes: tuple[str, ...], sent: str) -> bool:
-        """Take the challenge of a 401 reply to a request that had ``sent`` as its header; False when nothing more helps.
+        """Take the challenge of a 401 reply to a request whose header was ``sent``; False when nothing more helps.
 
         Raises :class:`Unauthenticated` when the server wants credentials and there are none.
         """

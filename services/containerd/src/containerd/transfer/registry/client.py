@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from urllib.parse import urljoin, urlsplit
 
@@ -31,6 +32,7 @@ from containerd.errors import (
     Unavailable,
     Unknown,
 )
+from containerd.observers import nobody
 from containerd.transfer.cancellation import Cancellation
 from containerd.transfer.registry.auth import Credentials
 from containerd.transfer.registry.connection import Connection
@@ -58,7 +60,7 @@ class RegistryClient:
         reference: Reference,
         hosts: Sequence[Host],
         cancellation: Cancellation,
-        credentials: Callable[[str], Credentials | None] = lambda host: None,
+        credentials: Callable[[str], Credentials | None] = nobody,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self.reference = reference
@@ -207,14 +209,14 @@ class RegistryClient:
             length = response.headers.get("Content-Length", "") if response.status_code == 200 else ""
             media_type = _media_type(response)
         if length.isdigit() and int(length) > 0 and (digest or found) and media_type:
-            size, name = int(length), digest or _checked(found, str(self.reference))
+            size, name = int(length), str(digest or _checked(found, str(self.reference)))
         else:
             media_type, size, name = self._resolve_by_content(connection, path, headers, digest)
         if size > MAX_MANIFEST_SIZE:
             raise InvalidArgument(f"rejecting {size} byte manifest for {self.reference}: invalid argument")
         if media_type == DOCKER_SCHEMA1 or media_type == DOCKER_SCHEMA1.replace("prettyjws", "json"):
             raise InvalidArgument("schema 1 image manifests are no longer supported: invalid argument")
-        return Descriptor(media_type, str(name), size)
+        return Descriptor(media_type, name, size)
 
     def _resolve_by_content(
         self, connection: Connection, path: str, headers: Mapping[str, str], digest: Digest | None
@@ -224,7 +226,11 @@ class RegistryClient:
             if response.status_code != 200:
                 raise self._refusal(response, "pull")
             content = response.raw.read(MAX_MANIFEST_SIZE + 1, decode_content=True)
-            return _media_type(response), len(content), digest or f"sha256:{hashlib.sha256(content).hexdigest()}"
+            return (
+                _media_type(response),
+                len(content),
+                str(digest or "") or f"sha256:{hashlib.sha256(content).hexdigest()}",
+            )
 
     def _get(self, connection: Connection, path: str, offset: int, descriptor: Descriptor) -> requests.Response:
         headers = {"Accept": f"{descriptor.media_type or '*/*'}, */*", "Accept-Encoding": "identity"}
@@ -334,7 +340,7 @@ def _server_message(response: requests.Response) -> str:
         return ""
     try:
         body = response.raw.read(_MAX_ERROR_BODY, decode_content=True)
-        errors = requests.models.complexjson.loads(body.decode("utf-8", "replace")).get("errors", [])
+        errors = json.loads(body.decode("utf-8", "replace")).get("errors", [])
         texts = [f"{item.get('code', '')}: {item.get('message', '')}".strip(": ") for item in errors[:3]]
     except (ValueError, AttributeError, TypeError, urllib3.exceptions.HTTPError, OSError):
         return ""

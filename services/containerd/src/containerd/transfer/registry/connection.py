@@ -138,7 +138,7 @@ class Connection:
         size: int,
     ) -> requests.Response:
         content = body() if body is not None else None
-        request = requests.Request(method, url, headers=dict(headers), data=content)  # type: ignore[arg-type]
+        request = requests.Request(method, url, headers=dict(headers), data=content)
         prepared = self._session.prepare_request(request)
         if content is not None and not isinstance(content, bytes):
             # requests sends an iterable in chunks, which some registries refuse: the size is known here.

@@ -1,7 +1,8 @@
 """Which hosts to ask for an image, and how: ``hosts.toml``, mirrors, certificates.
 
-The directory has one subdirectory for each registry, named ``HOST``, ``HOST:PORT``, ``HOST_PORT_`` or ``_default``, with a
-``hosts.toml`` (containerd's format) or, as in Docker's ``certs.d``, ``*.crt`` of authorities and pairs of ``*.cert`` and ``*.key``.
+The directory has one subdirectory for each registry, named ``HOST``, ``HOST:PORT``, ``HOST_PORT_`` or ``_default``,
+with a ``hosts.toml`` (containerd's format) or, as in Docker's ``certs.d``, ``*.crt`` of authorities and pairs of
+``*.cert`` and ``*.key``.
 """
 
 from __future__ import annotations
