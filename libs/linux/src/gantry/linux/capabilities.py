@@ -6,7 +6,7 @@ import ctypes
 import errno
 
 from gantry.linux import process
-from gantry.linux._libc import check, libc
+from gantry.linux.libc import check, libc
 
 NAMES: tuple[str, ...] = (
     "CAP_CHOWN",

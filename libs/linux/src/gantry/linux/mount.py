@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 
-from gantry.linux._libc import (
+from gantry.linux.libc import (
     AT_EMPTY_PATH,
     AT_FDCWD,
     AT_RECURSIVE,

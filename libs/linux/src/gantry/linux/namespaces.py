@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 
-from gantry.linux._libc import NR_CLONE3, check, libc
+from gantry.linux.libc import NR_CLONE3, check, libc
 
 CLONE_NEWTIME = 0x00000080
 CLONE_VM = 0x00000100

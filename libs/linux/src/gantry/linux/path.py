@@ -7,7 +7,7 @@ import errno
 import os
 import stat
 
-from gantry.linux._libc import AT_FDCWD, NR_OPENAT2, check, encode, libc, syscall
+from gantry.linux.libc import AT_FDCWD, NR_OPENAT2, check, encode, libc, syscall
 
 RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02

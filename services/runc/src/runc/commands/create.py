@@ -1,0 +1,89 @@
+"""`runc create`: make a container and leave it waiting for `start`."""
+
+from __future__ import annotations
+
+import os
+
+from runc import creation
+from runc.cli import expect_arguments
+from runc.errors import RuntimeFailure, describe
+from runc.flags import Flag, Options
+from runc.job import CreateOptions
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runc.cli import Context
+
+ARGUMENTS = "<container-id>"
+DESCRIPTION = "Creates the container of a bundle, a directory with config.json and a root file system."
+FLAGS = (
+    Flag(
+        "bundle",
+        "path to the root of the bundle directory, defaults to the current directory",
+        short="b",
+        value=str,
+    ),
+    Flag(
+        "console-socket",
+        "path to an AF_UNIX socket which will receive a file descriptor referencing the master end of the console's "
+        "pseudoterminal",
+        value=str,
+    ),
+    Flag(
+        "pidfd-socket",
+        "path to an AF_UNIX socket which will receive a file descriptor referencing the init process",
+        value=str,
+    ),
+    Flag("pid-file", "specify the file to write the process id to", value=str),
+    Flag(
+        "no-pivot",
+        "do not use pivot root to jail process inside rootfs.  This should be used whenever the rootfs is on top of "
+        "a ramdisk",
+    ),
+    Flag(
+        "no-new-keyring",
+        "do not create a new session keyring for the container.  This will cause the container to inherit the calling "
+        "processes session key",
+    ),
+    Flag(
+        "preserve-fds",
+        "Pass N additional file descriptors to the container (stdio + $LISTEN_FDS + N in total)",
+        value=int,
+        default="0",
+    ),
+)
+
+
+def create_options(options: Options) -> CreateOptions:
+    """The flags that `create` and `run` share. Paths are made absolute: the bundle becomes the working directory."""
+    chosen = CreateOptions(os.path.abspath(options.text("bundle") or "."))
+    for name in ("console_socket", "pid_file", "pidfd_socket"):
+        path = options.text(name.replace("_", "-"))
+        setattr(chosen, name, os.path.abspath(path) if path else "")
+    chosen.no_pivot = options.has("no-pivot")
+    chosen.no_new_keyring = options.has("no-new-keyring")
+    chosen.preserve_fds = options.number("preserve-fds")
+    try:
+        os.chdir(chosen.bundle)
+    except OSError as error:
+        raise RuntimeFailure(f"chdir {describe(error)}") from error
+    return chosen
+
+
+def check_terminal(wants_terminal: bool, detached: bool, console_socket: str) -> None:
+    """Raises RuntimeFailure when terminal and console socket do not fit together."""
+    if detached and wants_terminal and not console_socket:
+        raise RuntimeFailure("cannot allocate tty if runc will detach without setting console socket")
+    if console_socket and not (detached and wants_terminal):
+        raise RuntimeFailure("cannot use console socket if runc will not detach or allocate tty")
+
+
+def run(context: Context, options: Options, arguments: list[str]) -> int:
+    """Do it."""
+    expect_arguments("create", arguments, 1)
+    try:
+        chosen = create_options(options)
+        creation.create(context, arguments[0], chosen, None)
+    except RuntimeFailure as failure:
+        raise failure.within("runc create failed") from failure
+    return 0

@@ -1,0 +1,43 @@
+"""`runc kill`: send a signal to a container's first process, or to all of them."""
+
+from __future__ import annotations
+
+import os
+
+from runc import signals, state
+from runc.cgroups import control
+from runc.cli import expect_arguments
+from runc.errors import ContainerNotRunning, RuntimeFailure, describe
+from runc.flags import Flag, Options
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runc.cli import Context
+
+ARGUMENTS = "<container-id> [signal]"
+DESCRIPTION = "Sends a signal, by name or number, to the container's init process."
+FLAGS = (Flag("all", "send the specified signal to all processes inside the container", short="a"),)
+
+
+def run(context: Context, options: Options, arguments: list[str]) -> int:
+    """Do it."""
+    expect_arguments("kill", arguments, 1, 2)
+    container = state.load(context.root, arguments[0])
+    number = signals.parse(arguments[1] if len(arguments) > 1 else "SIGTERM")
+    if options.has("all"):
+        paths = control.paths_of(container)
+        if any(map(os.path.isdir, paths.directories)):
+            control.signal_all(paths, number)
+        return 0
+    if not container.is_running:
+        raise ContainerNotRunning
+    try:
+        os.kill(container.pid, number)
+    except ProcessLookupError:
+        raise ContainerNotRunning from None
+    except OSError as error:
+        raise RuntimeFailure(f"unable to signal init: {describe(error)}") from error
+    if number == signals.NUMBERS["KILL"] and container.status == "paused" and "freezer" in container.cgroup_paths:
+        # A v1 freezer keeps even a killed process.
+        control.thaw(control.paths_of(container))
+    return 0

@@ -1,0 +1,97 @@
+"""Everything that is decided before the fork: the runtime puts it together, init has it in memory and carries it out."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import _socket
+
+    from gantry.oci.runtime import Device, Process, Spec
+
+    from runc.cgroups.hierarchy import Paths
+    from runc.logs import Log
+    from runc.mounts import MountStep
+    from runc.namespaces import NamespacePlan
+    from runc.process import Credentials
+    from runc.state import Container
+
+
+class CreateOptions:
+    """What the flags of `create` and `run` ask for."""
+
+    __slots__ = ("bundle", "console_socket", "no_new_keyring", "no_pivot", "pid_file", "pidfd_socket", "preserve_fds")
+
+    def __init__(self, bundle: str) -> None:
+        self.bundle = bundle
+        self.console_socket = ""
+        self.pid_file = ""
+        self.pidfd_socket = ""
+        self.no_pivot = False
+        self.no_new_keyring = False
+        self.preserve_fds = 0
+
+
+class Job:
+    """A container to be made."""
+
+    __slots__ = (
+        "cgroups",
+        "console",
+        "container",
+        "credentials",
+        "devices",
+        "fifo_fd",
+        "listen_env",
+        "log",
+        "mounts",
+        "namespaces",
+        "no_new_keyring",
+        "no_pivot",
+        "opened_namespaces",
+        "preserved",
+        "process",
+        "rootfs",
+        "root_propagation",
+        "seccomp",
+        "source_trees",
+        "spec",
+    )
+
+    container: Container
+    spec: Spec
+    process: Process
+    rootfs: str
+    namespaces: NamespacePlan
+    mounts: list[MountStep]
+    devices: list[Device]
+    root_propagation: int
+    cgroups: Paths
+    credentials: Credentials
+    seccomp: bytes
+    """The compiled filter with its flags in front, empty for none."""
+    log: Log
+    no_pivot: bool
+    no_new_keyring: bool
+    console: _socket.socket | None
+    """Where the master end of the terminal goes; connected before the fork, while its path means something."""
+    fifo_fd: int
+    preserved: int
+    """How many descriptors behind the standard streams the program gets."""
+    listen_env: list[str]
+    """LISTEN_FDS and its company for the program."""
+    opened_namespaces: dict[str, int]
+    source_trees: dict[int, int]
+
+
+class ExecJob:
+    """A process to be added to a running container."""
+
+    __slots__ = ("console", "container", "credentials", "listen_env", "preserved", "process", "seccomp")
+
+    container: Container
+    process: Process
+    credentials: Credentials
+    seccomp: bytes
+    console: _socket.socket | None
+    preserved: int
+    listen_env: list[str]
