@@ -28,6 +28,7 @@ from dockerd.containers.starting import Starting
 from dockerd.containers.store import ContainerStore
 from dockerd.containers.update import updated
 from dockerd.containers.wait import Condition, Outcome
+from dockerd.images import ImageUse
 from gantry.contracts.containerd.events import task_pb2 as task_events
 from gantry.contracts.containerd.services.snapshots.v1 import snapshots_pb2
 from gantry.contracts.containerd.services.tasks.v1 import tasks_pb2
@@ -96,6 +97,7 @@ class ContainerService:
         self._exec_forget: Callable[[str], None] = lambda _container_id: None
         self._adopted = threading.Event()
         self._prune_lock = threading.Lock()
+        images.on_usage(self._image_uses)
 
     def start(self) -> None:
         """Take over the containers of the last engine, and begin to follow what happens to them.
@@ -314,6 +316,11 @@ class ContainerService:
             except errors.NotFound:
                 sizes[container.id] = 0
         return sizes
+
+    def _image_uses(self) -> list[ImageUse]:
+        """What the images need to know before one of them is removed."""
+        containers = [handle.container for handle in self._registry.all()]
+        return [ImageUse(entry.id, entry.image_id, entry.state.running) for entry in containers]
 
     def _end(self, handle: Handle) -> None:
         """Make the container's process end, for a removal by force."""

@@ -72,13 +72,22 @@ class Catalogue:
             request = images_pb2.UpdateImageRequest(image=image, update_mask=mask)
             self._containerd.images.Update(request, metadata=metadata)
         if not is_dangling_name(name):
-            self.delete(f"{DANGLING}@{target.digest}")
+            self.drop_dangling(target.digest)
 
-    def keep(self, record: Record) -> None:
-        """Make sure that what ``record`` points at outlives it: give it a name without a tag if it has no other."""
+    def keep(self, record: Record) -> bool:
+        """Make sure that what ``record`` points at outlives it: give it a name without a tag if it has no other.
+
+        Returns whether it did.
+        """
         others = self.records([f"target.digest=={record.target.digest}"])
-        if all(other.name == record.name for other in others):
-            self.put(f"{DANGLING}@{record.target.digest}", record.target)
+        if any(other.name != record.name for other in others):
+            return False
+        self.put(f"{DANGLING}@{record.target.digest}", record.target)
+        return True
+
+    def drop_dangling(self, digest: str) -> None:
+        """Forget the name without a tag of what has (or needs) no such name any more."""
+        self.delete(f"{DANGLING}@{digest}")
 
     def delete(self, name: str, *, collect: bool = False) -> None:
         """Remove a name; without it there is nothing to do. ``collect``: return when what became garbage is gone."""

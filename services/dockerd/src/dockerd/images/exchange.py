@@ -7,7 +7,7 @@ status; after that the caller writes it as a last line.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dockerd import errors
@@ -20,10 +20,12 @@ from dockerd.images.catalogue import Catalogue
 from dockerd.images.model import DANGLING, Json, Record, is_dangling_name
 from dockerd.images.store import RepositoryDigests
 from dockerd.images.transfer import Credentials
+from dockerd.images.unpack import lease
 from gantry.contracts.containerd.types import platform_pb2
 from gantry.contracts.containerd.types.transfer import imagestore_pb2, importexport_pb2, progress_pb2, registry_pb2
 from gantry.oci import platform as platforms
 from gantry.oci import reference as references
+from gantry.oci.image import INDEX_TYPES
 from gantry.oci.platform import Platform
 from gantry.oci.reference import InvalidReference, Reference
 
@@ -57,11 +59,20 @@ class Exchange:
     def pull(self, reference: Reference, credentials: Credentials | None, platform: Platform | None) -> Iterator[Json]:
         """Fetch an image from its registry and unpack it. What it raises is in the real engine's words."""
         asked = reference.canonical()
+        before = self._catalogue.record(str(asked))
+        # A moved tag leaves its old image behind: keep it while the name moves.
+        kept = before is not None and self._catalogue.keep(before)
+        try:
+            yield from self._fetch(asked, before, credentials, platform)
+        finally:
+            after = self._catalogue.record(str(asked)) if kept else None
+            if before is not None and after is not None and after.target.digest == before.target.digest:
+                self._catalogue.drop_dangling(before.target.digest)
+
+    def _fetch(
+        self, asked: Reference, before: Record | None, credentials: Credentials | None, platform: Platform | None
+    ) -> Iterator[Json]:
         name = str(asked)
-        before = self._catalogue.record(name)
-        if before is not None:
-            # A moved tag leaves its old image behind: keep it while the name moves.
-            self._catalogue.keep(before)
         told = lines.PullProgress()
         begun = False
         with transfer.answer_credentials(self._containerd, credentials) as auth_stream:
@@ -88,8 +99,8 @@ class Exchange:
             raise errors.SystemFailure(f"{asked.familiar} was pulled, but containerd does not have it")
         digest = str(after.target.digest)
         up_to_date = before is not None and before.target.digest == digest
-        if up_to_date:
-            self._drop_dangling(digest)
+        if not up_to_date:
+            self._catalogue.drop_dangling(digest)
         self._catalogue.forget(digest)
         self._digests.add(asked.name, digest)
         content = self._catalogue.content(after.target, platform)
@@ -160,10 +171,11 @@ class Exchange:
                 )
             ],
         )
-        with transfer.send_bytes(self._containerd, archive) as upload:
+        # Under a lease of ours nothing is collected between the end of the transfer and what is settled after it.
+        with lease(self._containerd) as metadata, transfer.send_bytes(self._containerd, archive) as upload:
             source = importexport_pb2.ImageImportStream(stream=upload.id)
             try:
-                for step in transfer.run(self._containerd, source, destination):
+                for step in transfer.run(self._containerd, source, destination, metadata):
                     if step.event == "saved" and step.name not in stored:
                         stored.append(step.name)
                     if not quiet:
@@ -171,39 +183,54 @@ class Exchange:
             except errors.EngineError as error:
                 if upload.error is not None:
                     raise errors.InvalidParameter(f"the archive could not be read: {upload.error}") from upload.error
-                if isinstance(error, errors.NotSupported):
-                    raise errors.NotSupported(
-                        f"cannot load images: this containerd does not offer the transfer service ({error})"
-                    ) from error
-                raise
-        for name in stored:
-            yield from self._loaded(name, before.get(name))
+                raise registries.translate_archive_error("load", error) from error
+            yield from self._loaded(stored, before)
 
-    def _loaded(self, name: str, before: Record | None) -> Iterator[Json]:
-        record = self._catalogue.record(name)
-        if record is None:
-            return
-        if before is not None and before.target.digest != record.target.digest:
-            self._catalogue.keep(before)
-        if name.startswith(f"{DANGLING}:"):
-            # The archive had a tag without a repository.
-            self._catalogue.put(f"{DANGLING}@{record.target.digest}", record.target)
-            self._catalogue.delete(name)
-            name = f"{DANGLING}@{record.target.digest}"
-        self._catalogue.forget(str(record.target.digest))
-        try:
-            content = self._catalogue.content(record.target)
-        except errors.NotFound as error:
-            _log.warning("%s was loaded, but does not run here: %s", name, error)
-            return
-        image = self._images.from_content(Record(name, record.target), content)
-        self._images.ensure_unpacked(image)
-        if is_dangling_name(name):
-            yield {"stream": f"Loaded image ID: {image.id}\n"}
-        else:
-            self._drop_dangling(str(record.target.digest))
-            yield {"stream": f"Loaded image: {references.parse_canonical(name).familiar}\n"}
-        self._images.publish("load", image.id, image.id, image.labels)
+    def _loaded(self, names: Sequence[str], before: Mapping[str, Record]) -> Iterator[Json]:
+        """Settle what an import made. The archive's index gets a name of its own, which says nothing to users."""
+        tagged: set[str] = set()
+        untagged: dict[str, list[Record]] = {}
+        for name in names:
+            record = self._catalogue.record(name)
+            if record is None:
+                continue
+            old = before.get(name)
+            if old is not None and old.target.digest != record.target.digest:
+                self._catalogue.keep(old)
+            if name.startswith(f"{DANGLING}:"):  # a tag without a repository
+                self._catalogue.put(f"{DANGLING}@{record.target.digest}", record.target)
+                self._catalogue.delete(name)
+                record = Record(f"{DANGLING}@{record.target.digest}", record.target)
+            self._catalogue.forget(record.target.digest)
+            try:
+                content = self._catalogue.content(record.target)
+            except errors.NotFound as error:
+                _log.warning("%s was loaded, but does not run here: %s", name, error)
+                continue
+            if is_dangling_name(record.name):
+                untagged.setdefault(content.image_id, []).append(record)
+                continue
+            tagged.add(content.image_id)
+            image = self._images.from_content(record, content)
+            self._images.ensure_unpacked(image)
+            yield {"stream": f"Loaded image: {_familiar(name)}\n"}
+            self._images.publish("load", image.id, image.id, image.labels)
+        for image_id, records in untagged.items():
+            yield from self._loaded_untagged(image_id, records, tagged=image_id in tagged, before=before)
+
+    def _loaded_untagged(
+        self, image_id: str, records: Sequence[Record], *, tagged: bool, before: Mapping[str, Record]
+    ) -> Iterator[Json]:
+        # Of several names for one image the manifest's is kept rather than the index's.
+        ordered = sorted(records, key=lambda record: record.target.media_type in INDEX_TYPES)
+        for record in ordered if tagged else ordered[1:]:
+            if record.name not in before:
+                self._catalogue.delete(record.name)
+        if not tagged:
+            image = self._images.from_content(ordered[0], self._catalogue.content(ordered[0].target))
+            self._images.ensure_unpacked(image)
+            yield {"stream": f"Loaded image ID: {image_id}\n"}
+            self._images.publish("load", image.id, image.id, image.labels)
 
     def save(self, names: Sequence[str], platform: Platform | None) -> Iterator[bytes]:
         """Write images as one archive that ``docker load`` takes. Raises NotFound for what is not there."""
@@ -218,7 +245,10 @@ class Exchange:
             )
             with transfer.in_background(self._containerd, source, destination) as outcome:
                 yield from transfer.receive_bytes(stream)
-                outcome()
+                try:
+                    outcome()
+                except errors.EngineError as error:
+                    raise registries.translate_archive_error("save", error) from error
         for image in images:
             self._images.publish("save", image.id, image.id, image.labels)
 
@@ -229,9 +259,12 @@ class Exchange:
     def _unpack(self, platform: platform_pb2.Platform) -> imagestore_pb2.UnpackConfiguration:
         return imagestore_pb2.UnpackConfiguration(platform=platform, snapshotter=self._config.storage_driver)
 
-    def _drop_dangling(self, digest: str) -> None:
-        """Forget the name that only kept an image which has another one again."""
-        self._catalogue.delete(f"{DANGLING}@{digest}")
+
+def _familiar(name: str) -> str:
+    try:
+        return references.parse_canonical(name).familiar
+    except InvalidReference:
+        return name
 
 
 def _platform(platform: Platform) -> platform_pb2.Platform:

@@ -13,7 +13,13 @@ from dockerd import errors
 from dockerd.images.transfer import Credentials
 from gantry.oci.reference import Reference
 
-__all__ = ["decode_credentials", "default_scheme", "translate_pull_error", "translate_push_error"]
+__all__ = [
+    "decode_credentials",
+    "default_scheme",
+    "translate_archive_error",
+    "translate_pull_error",
+    "translate_push_error",
+]
 
 _LOOPBACK = ("127.0.0.0/8", "::1/128")
 _REQUEST = re.compile(r'(?:Get|Head|Post|Put|Patch) "(https?)://([^/"]+)[^"]*": (.*)', re.DOTALL)
@@ -95,6 +101,13 @@ def translate_push_error(error: errors.EngineError) -> errors.EngineError:
     return error
 
 
+def translate_archive_error(what: str, error: errors.EngineError) -> errors.EngineError:
+    """The error of a load or save (``what``) for people."""
+    if isinstance(error, errors.NotSupported):
+        return _without_transfer(what, error)
+    return type(error)(_SUFFIX.sub("", str(error)))
+
+
 def _without_transfer(what: str, error: errors.EngineError) -> errors.EngineError:
     return errors.NotSupported(
         f"cannot {what} images: this containerd does not offer the transfer service, or not this transfer ({error})"
@@ -107,4 +120,9 @@ def _unreachable(text: str) -> errors.EngineError | None:
     if match is None:
         return None
     scheme, host, reason = match.groups()
-    return errors.SystemFailure(f'Get "{scheme}://{host}/v2/": {_SUFFIX.sub("", reason)}')
+    reason = _SUFFIX.sub("", reason)
+    if reason.lower() in ("connection refused", "no route to host", "network is unreachable"):
+        reason = f"dial tcp {host}: connect: {reason.lower()}"
+    elif "name or service not known" in reason.lower() or "name resolution" in reason.lower():
+        reason = f"dial tcp: lookup {host}: no such host"
+    return errors.SystemFailure(f'Get "{scheme}://{host}/v2/": {reason}')

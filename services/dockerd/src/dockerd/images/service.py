@@ -142,7 +142,7 @@ class ImageService:
                 parsed = references.parse(name)
                 if parsed.digest is not None:
                     self._digests.remove(parsed.name, str(parsed.digest))
-        for _ in plan.untagged:
+        for _ in [name for name in plan.untagged if "@" not in name]:
             self.publish("untag", image.id, image.id, image.labels)
         if plan.delete:
             rows += [("Deleted", image.id), *(("Deleted", chain_id) for chain_id in layers)]

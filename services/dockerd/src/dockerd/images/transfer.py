@@ -84,7 +84,9 @@ def pack(message: Message) -> any_pb2.Any:
     return any_pb2.Any(type_url=message.DESCRIPTOR.full_name, value=message.SerializeToString())
 
 
-def run(containerd: Client, source: Message, destination: Message) -> Iterator[progress_pb2.Progress]:
+def run(
+    containerd: Client, source: Message, destination: Message, metadata: tuple[tuple[str, str], ...] = ()
+) -> Iterator[progress_pb2.Progress]:
     """Run a transfer to its end, and yield its progress.
 
     Raises the transfer's error. A generator that is closed cancels the transfer.
@@ -92,7 +94,7 @@ def run(containerd: Client, source: Message, destination: Message) -> Iterator[p
     with open_stream(containerd) as progress:
         options = transfer_pb2.TransferOptions(progress_stream=progress.id)
         request = transfer_pb2.TransferRequest(source=pack(source), destination=pack(destination), options=options)
-        call = containerd.transfer.Transfer.future(request)
+        call = containerd.transfer.Transfer.future(request, metadata=metadata)
         arrived: queue.SimpleQueue[progress_pb2.Progress | None] = queue.SimpleQueue()
 
         def read() -> None:
