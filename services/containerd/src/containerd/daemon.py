@@ -24,7 +24,7 @@ from containerd.metadata.schema import MIGRATIONS, OCCUPANTS
 from containerd.plugins import PluginInfo
 from containerd.runtime.bootstrap import resolve_binary
 from containerd.runtime.bundle import Bundles
-from containerd.runtime.shims import Shims
+from containerd.runtime.shims import DEFAULT_RUNTIME, Shims
 from containerd.runtime.template import ANNOTATION, Template
 from containerd.server import Server
 from containerd.services import health
@@ -58,7 +58,6 @@ __all__ = ["Daemon", "DaemonError", "Storage"]
 
 _log = logging.getLogger(__name__)
 
-DEFAULT_RUNTIME = "io.containerd.runc.v2"
 TASKS_DIRECTORY = "io.containerd.runtime.v2.task"
 STOP_GRACE = 3.0
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
@@ -210,10 +209,10 @@ class Daemon:
             _log.warning("default runtime is not installed: %s", error)
             return
         template = Template(shims.binary(path), f"{self.config.state}/{ANNOTATION}/runc-v2.sock")
-        if await template.ensure():
-            shims.use_template(template, path)
-            self._template = template
         self._cleanup.callback(template.close)
+        shims.use_template(template, path)
+        self._template = template
+        await template.ensure()
 
     def _plugins(self, storage: Storage) -> list[PluginInfo]:
         here = (("linux", _ARCHITECTURES.get(platform.machine(), platform.machine())),)

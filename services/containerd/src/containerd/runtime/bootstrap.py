@@ -215,9 +215,8 @@ def parse_bootstrap(output: bytes) -> Bootstrap:
     return bootstrap
 
 
-def write_bootstrap(bundle: Bundle, bootstrap: Bootstrap, binary: str) -> None:
+def write_bootstrap(bundle: Bundle, bootstrap: Bootstrap) -> None:
     """Leave in the bundle what a later daemon needs to find the shim."""
-    bundle.write(BINARY, binary)
     members = {"version": bootstrap.version, "address": bootstrap.address, "protocol": bootstrap.protocol}
     bundle.write(BOOTSTRAP, json.dumps(members, separators=(",", ":")))
 

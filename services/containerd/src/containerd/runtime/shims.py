@@ -19,7 +19,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from containerd.anyvalue import AnyValue
 from containerd.config import Config
-from containerd.errors import AlreadyExists, ContainerdError, DeadlineExceeded, NotFound, Unimplemented
+from containerd.errors import AlreadyExists, ContainerdError, NotFound, Unimplemented
 from containerd.events import EXIT_TOPIC, Envelope, Exchange
 from containerd.runtime.bootstrap import (
     BINARY,
@@ -43,6 +43,7 @@ __all__ = ["Shims"]
 _log = logging.getLogger(__name__)
 
 KILLED = 137
+DEFAULT_RUNTIME = "io.containerd.runc.v2"
 _EXIT_TYPE = event_types.TaskExit.DESCRIPTOR.full_name
 _LOADING_AT_ONCE = 16
 _CONNECT_TIMEOUT = 5.0
@@ -135,6 +136,8 @@ class Shims:
 
     async def _start(self, bundle: Bundle, binary: ShimBinary, options: AnyValue | None, *, fork: bool) -> Shim:
         timeout = self._config.timeout("io.gantry.timeout.shim.start")
+        # Before the shim is there: a daemon that finds the bundle after a crash knows by which program to clean up.
+        bundle.write(BINARY, binary.path)
         bootstrap: Bootstrap | None = None
         template = self._templates.get(binary.path)
         if template is not None and fork:
@@ -142,7 +145,7 @@ class Shims:
         if bootstrap is None:
             self._logs[bundle.namespace, bundle.id] = ShimLog.create(bundle)
             bootstrap = await binary.start(bundle, options, timeout)
-        write_bootstrap(bundle, bootstrap, binary.path)
+        write_bootstrap(bundle, bootstrap)
         shim = Shim(bundle, binary, bootstrap, self._lost)
         await shim.connect(_CONNECT_TIMEOUT)
         return shim
@@ -267,9 +270,9 @@ class Shims:
                 try:
                     await self._load(bundle)
                 except (ContainerdError, OSError) as error:
+                    # Its shim may be well, and of a version that only a newer daemon understands.
                     extra = {"id": bundle.id, "namespace": bundle.namespace}
-                    _log.error("failed to load shim: %s", error, extra=extra)
-                    await self._remove(bundle)
+                    _log.error("failed to load shim, its bundle is left as it is: %s", error, extra=extra)
 
         bundles = await asyncio.to_thread(lambda: list(self._bundles.all()))
         await asyncio.gather(*(load(bundle) for bundle in bundles))
@@ -287,21 +290,22 @@ class Shims:
         if log is not None:
             self._logs[bundle.namespace, bundle.id] = log
         self._shims[bundle.namespace, bundle.id] = shim
+        extra = {"id": bundle.id, "namespace": bundle.namespace}
         try:
             await shim.connect(self._timeout("load"))
             state = await self._state(shim)
         except (OSError, ShimGone):
             self._forget(shim)
             await self._bury(bundle, binary)
-        except DeadlineExceeded:
-            # Stuck is not dead: its container may be well.
-            _log.warning("shim does not answer", extra={"id": bundle.id, "namespace": bundle.namespace})
         except NotFound:
-            _log.info("cleaning leaked shim process", extra={"id": bundle.id, "namespace": bundle.namespace})
+            _log.info("cleaning leaked shim process", extra=extra)
             self._forget(shim)
             await self._finish(shim)
+        except ContainerdError as error:
+            # One that is stuck, or in trouble, is not dead: its container may be well.
+            _log.warning("shim was found, but does not say how it is: %s", error, extra=extra)
         else:
-            _log.info("shim found again", extra={"id": bundle.id, "namespace": bundle.namespace})
+            _log.info("shim found again", extra=extra)
             if state.status == task_types.STOPPED and not bundle.exited():
                 self._spawn(self._report_exit(shim, state))
 
@@ -331,10 +335,14 @@ class Shims:
             return await shim.call("State", request, shim_pb2.StateResponse, self._timeout("load"))
 
     async def _binary_of(self, bundle: Bundle) -> ShimBinary:
+        """Return the program of the bundle's shim; one that is not installed any more is no reason to lose the shim."""
         path = bundle.read(BINARY)
         if not path:
-            runtime = await asyncio.to_thread(self._runtime_of, bundle.namespace, bundle.id)
-            path = resolve_binary(runtime or "io.containerd.runc.v2")
+            runtime = await asyncio.to_thread(self._runtime_of, bundle.namespace, bundle.id) or DEFAULT_RUNTIME
+            try:
+                path = resolve_binary(runtime)
+            except ContainerdError:
+                path = runtime
         return self.binary(path)
 
     # --- the rest

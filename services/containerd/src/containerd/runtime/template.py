@@ -17,6 +17,7 @@ from containerd.anyvalue import AnyValue
 from containerd.errors import AlreadyExists, ContainerdError, FailedPrecondition, Unavailable, Unknown
 from containerd.runtime.bootstrap import Bootstrap, ShimBinary
 from containerd.runtime.bundle import Bundle
+from gantry.contracts.containerd.types.introspection_pb2 import RuntimeInfo
 from gantry.contracts.gantry.shim.template.v1 import template_pb2
 from gantry.linux.unix import connect_path
 
@@ -44,6 +45,8 @@ class Template:
         self.path = path
         self._starting = asyncio.Lock()
         self._retry_at = 0.0
+        self._unsupported = False
+        self._installed: tuple[int, int] | None = None
         self._pidfd = -1
         self._restarting: asyncio.Task[bool] | None = None
         self.running = False
@@ -51,8 +54,16 @@ class Template:
     async def ensure(self) -> bool:
         """Make sure that a template of the installed version answers; tell whether one does."""
         async with self._starting:
-            if asyncio.get_running_loop().time() < self._retry_at:
+            try:
+                installed = _file_identity(self._binary.path)
+            except OSError:
                 return False
+            if installed == self._installed:
+                if self.running:
+                    return True
+                if self._unsupported or asyncio.get_running_loop().time() < self._retry_at:
+                    return False
+            self._installed = installed
             try:
                 self.running = await self._ensure()
             except (TemplateGone, ContainerdError, OSError) as error:
@@ -83,7 +94,8 @@ class Template:
         if options is not None:
             request.fork.options.type_url, request.fork.options.value = options.type_url, options.value
         for attempt in (1, 2):
-            if not self.running and not await self.ensure():
+            # Asks the file system, not the program: an upgrade of the shim's package replaces the file.
+            if not await self.ensure():
                 return None
             try:
                 reply = await self._call(request, timeout)
@@ -129,9 +141,16 @@ class Template:
         self._restarting = asyncio.get_running_loop().create_task(self.ensure())
 
     async def _ensure(self) -> bool:
-        info = await self._binary.info(None, START_TIMEOUT)
+        self._unsupported = False
+        try:
+            info = await self._binary.info(None, START_TIMEOUT)
+        except Unknown as error:
+            # Shims of containerd 1.x do not know the flag.
+            _log.debug("shim does not answer -info: %s", error, extra={"binary": self._binary.path})
+            info = RuntimeInfo()
         if ANNOTATION not in info.annotations:
-            _log.debug("shim has no template", extra={"binary": self._binary.path})
+            _log.info("shim has no template: each is started by its command line", extra={"binary": self._binary.path})
+            self._unsupported = True
             return False
         with contextlib.suppress(TemplateGone):
             pong = await self._ping()
@@ -210,6 +229,13 @@ class Template:
 
 
 _background: set[asyncio.Future[int]] = set()
+
+
+def _file_identity(path: str) -> tuple[int, int]:
+    """Return what changes when a program is installed anew."""
+    status = os.stat(path)
+    return status.st_ino, status.st_mtime_ns
+
 
 _ERRORS = {6: AlreadyExists, 9: FailedPrecondition, 14: Unavailable}
 
