@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import stat
+import sys
 
 from gantry.linux import mount as linux_mount
 from gantry.linux import path as linux_path
@@ -30,8 +31,6 @@ _PTMX_DEVICE = os.makedev(5, 2)
 
 def window(height: int, width: int) -> bytes:
     """struct winsize."""
-    import sys
-
     return b"".join(number.to_bytes(2, sys.byteorder) for number in (height, width, 0, 0))
 
 

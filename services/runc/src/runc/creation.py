@@ -116,6 +116,7 @@ def _record(job: Job, options: CreateOptions) -> None:
     container.rootfs = job.rootfs
     container.cgroup_paths = job.cgroups.controllers
     container.cgroup_unified = job.cgroups.unified
+    container.new_keyring = not job.no_new_keyring
     container.namespaces = [name for name in namespaces.JOIN_ORDER if job.namespaces.has(name)]
     container.save_spec(job.spec)
     container.save()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import _socket
+import ctypes
+import fcntl
 import gc
 import os
+import sys
 
 from gantry.linux import namespaces as linux_namespaces
 from gantry.linux import path as linux_path
 from gantry.linux import process as linux_process
+from gantry.linux.libc import check, libc
 
-from runc import console, devices, hooks, mounts, namespaces, process, rootfs, security
+from runc import console, devices, hooks, keyring, mounts, namespaces, process, rootfs, security
 from runc.errors import RuntimeFailure, describe, system_text
 from runc.messages import FAILED, PREPARED, READY, Channel, ParentGone
 from runc.state import oci_state
@@ -36,10 +41,11 @@ def run(job: Job, channel: Channel) -> NoReturn:
         text = describe(error)
     except BaseException as error:
         text = f"{type(error).__name__}: {error}"
-    _give_up(channel, text)
+    give_up(channel, text)
 
 
-def _give_up(channel: Channel, text: str) -> NoReturn:
+def give_up(channel: Channel, text: str) -> NoReturn:
+    """Say FAILED to the runtime, or when that is gone already to standard error, and end."""
     try:
         if channel.fileno() >= 0:
             channel.send(FAILED, text)
@@ -49,8 +55,20 @@ def _give_up(channel: Channel, text: str) -> NoReturn:
         os._exit(1)
 
 
-def _run(job: Job, channel: Channel) -> None:
+def seal() -> None:
+    """Load no code from here on: the paths of Python's modules will mean the container's files.
+
+    What is built into the interpreter, or was imported before, is all that this process can use.
+    """
     gc.disable()
+    sys.meta_path[:] = [finder for finder in sys.meta_path if getattr(finder, "__module__", "") == "_frozen_importlib"]
+    sys.path[:] = []
+    sys.path_hooks[:] = []
+    sys.path_importer_cache.clear()
+
+
+def _run(job: Job, channel: Channel) -> None:
+    seal()
     linux_process.set_name("runc:[2:INIT]")
     channel.wait_go()
     try:
@@ -93,7 +111,7 @@ def _build(job: Job, channel: Channel) -> int:
     _write_sysctls(job)
     _close_root(job, root_fd)
     _ensure_cwd(job.process["cwd"])
-    _reopen_null()
+    reopen_null()
     security.set_labels(job.process)
     process.set_personality(job.spec["linux"].get("personality"))
     if job.credentials.no_new_privileges:
@@ -104,15 +122,13 @@ def _build(job: Job, channel: Channel) -> int:
 def _enter_namespaces(job: Job) -> None:
     plan = job.namespaces
     if plan.has("user"):
-        _become_root_inside()
+        become_root_inside()
     # Nobody else is in a new user namespace yet; everywhere else others may be that could trace this process.
     linux_process.set_dumpable(plan.makes("user"))
     if not plan.needs_middle:
         namespaces.join(job.opened_namespaces, plan.joined)
     os.setsid()
     if not job.no_new_keyring:
-        from runc import keyring
-
         keyring.join(job.container.id)
     if plan.makes("cgroup"):
         linux_namespaces.unshare(linux_namespaces.CLONE_NEWCGROUP)
@@ -123,7 +139,7 @@ def _enter_namespaces(job: Job) -> None:
         _raise_loopback()
 
 
-def _become_root_inside() -> None:
+def become_root_inside() -> None:
     """Be root of the user namespace: until the maps were written there was nobody to be."""
     try:
         os.setresgid(0, 0, 0)
@@ -137,9 +153,6 @@ def _become_root_inside() -> None:
 
 
 def _raise_loopback() -> None:
-    import _socket
-    import fcntl
-
     sock = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
     try:
         request = bytearray(b"lo".ljust(40, b"\0"))
@@ -176,10 +189,6 @@ def _build_root(job: Job) -> int:
 
 
 def _name_host(job: Job) -> None:
-    import ctypes
-
-    from gantry.linux.libc import check, libc
-
     if job.spec.get("hostname"):
         name = os.fsencode(job.spec["hostname"])
         check(libc.sethostname(name, ctypes.c_size_t(len(name))), "sethostname")
@@ -235,7 +244,7 @@ def _ensure_cwd(cwd: str) -> None:
         raise RuntimeFailure(f"mkdir {cwd}: {system_text(error)}") from error
 
 
-def _reopen_null() -> None:
+def reopen_null() -> None:
     """A standard stream that is the host's /dev/null becomes the container's, so that it can be found there."""
     try:
         null = os.stat("/dev/null")

@@ -5,12 +5,18 @@ Where the accelerator is missing, the standard module does the work.
 
 from __future__ import annotations
 
+# Bound now, not when it is needed: a process that has entered a container loads no code any more.
+try:
+    from _json import encode_basestring_ascii, make_scanner
+except ImportError:  # an interpreter without the accelerator
+    from json import JSONDecoder
+    from json.encoder import encode_basestring_ascii
+
+    make_scanner = None
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-_ESCAPED = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
-
 
 class _Context:
     """What the scanner asks of a decoder."""
@@ -20,7 +26,6 @@ class _Context:
     object_pairs_hook = None
     parse_float = float
     parse_int = int
-    memo: dict[str, str] = {}  # noqa: RUF012 (the scanner's cache of keys: cleared after each document)
 
     @staticmethod
     def parse_constant(name: str) -> Any:
@@ -30,12 +35,8 @@ class _Context:
 def loads(text: bytes) -> Any:
     """The value of one JSON document in UTF-8. Raises ValueError with the place of the error."""
     document = text.decode("utf-8")
-    try:
-        from _json import make_scanner
-    except ImportError:
-        import json
-
-        return json.loads(document)
+    if make_scanner is None:
+        return JSONDecoder().decode(document)
     start = len(document) - len(document.lstrip(" \t\n\r"))
     try:
         value, end = make_scanner(_Context)(document, start)
@@ -50,8 +51,6 @@ def loads(text: bytes) -> Any:
 
 
 def _scalar(value: object) -> str:
-    from _json import encode_basestring_ascii
-
     if isinstance(value, str):
         return encode_basestring_ascii(value)
     if value is None:

@@ -14,6 +14,7 @@ import stat
 from gantry.linux import mount as linux
 from gantry.linux import path as linux_path
 
+from runc import copying
 from runc.errors import RuntimeFailure, describe, system_text
 from runc.mounts import BIND, CGROUP, DEFAULT_PROPAGATION, MountStep
 
@@ -223,8 +224,6 @@ def _set_after(root_fd: int, step: MountStep) -> None:
 
 def _copy_up(below: int, root_fd: int, target: str) -> None:
     """Copy what the tmpfs hides into it: from the descriptor of the hidden directory to the one now in its place."""
-    from runc import copying
-
     above = linux_path.open_in_root(root_fd, target, os.O_RDONLY | os.O_DIRECTORY)
     source = os.open(linux_path.descriptor_path(below), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -354,7 +353,12 @@ def mask(root_fd: int, path: str) -> None:
         if linux_path.is_directory(target):
             linux.mount("tmpfs", where, "tmpfs", linux.MS_RDONLY)
         else:
-            linux.mount("/dev/null", where, "bind", linux.MS_BIND)
+            # Read-only, so that not even the mode of the host's /dev/null can be changed through it.
+            tree = linux.clone_readonly("/dev/null")
+            try:
+                linux.move_mount(tree, "", to_fd=target)
+            finally:
+                os.close(tree)
     finally:
         os.close(target)
 

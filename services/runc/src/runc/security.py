@@ -6,6 +6,7 @@ import ctypes
 import os
 
 from gantry.linux.libc import MACHINE, syscall
+from gantry.linux.path import write_procfs
 
 from runc.errors import RuntimeFailure, system_text
 
@@ -57,8 +58,6 @@ def set_labels(process: Process) -> None:
 
 
 def _write(path: str, text: str, what: str) -> None:
-    from gantry.linux.path import write_procfs
-
     try:
         write_procfs(path, text)
     except OSError as error:

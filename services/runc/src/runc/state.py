@@ -45,6 +45,7 @@ class Container:
         "directory",
         "id",
         "namespaces",
+        "new_keyring",
         "oci_version",
         "owner",
         "pid",
@@ -66,6 +67,7 @@ class Container:
         self.cgroup_paths: dict[str, str] = {}
         self.cgroup_unified = ""
         self.namespaces: list[str] = []
+        self.new_keyring = True
         self._spec: Spec | None = None
 
     @property
@@ -103,6 +105,7 @@ class Container:
                     "cgroup_paths": self.cgroup_paths,
                     "cgroup_unified": self.cgroup_unified,
                     "namespaces": self.namespaces,
+                    "new_keyring": self.new_keyring,
                 }
             ),
         )
@@ -187,6 +190,7 @@ def load(root: str, container_id: str) -> Container:
     container.cgroup_paths = value["cgroup_paths"]
     container.cgroup_unified = value["cgroup_unified"]
     container.namespaces = value["namespaces"]
+    container.new_keyring = value["new_keyring"]
     return container
 
 

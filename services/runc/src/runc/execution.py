@@ -1,0 +1,220 @@
+"""Adding a process to a running container (`exec`): both sides of it, as `messages` tells them."""
+
+from __future__ import annotations
+
+import os
+
+from gantry.linux import namespaces as linux_namespaces
+from gantry.linux import process as linux_process
+
+from runc import console, creation, init, keyring, messages, process, security
+from runc.cgroups import control
+from runc.errors import ContainerNotRunning, RuntimeFailure, describe, system_text
+from runc.messages import FAILED, GO, READY, Channel, ParentGone
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from runc.job import ExecJob
+    from runc.state import Container
+
+_START = "unable to start container process"
+
+
+def execute(job: ExecJob, sub_groups: list[str]) -> int:
+    """Start the process in the container; gives its pid once the program runs. Raises RuntimeFailure."""
+    try:
+        return _execute(job, sub_groups)
+    except RuntimeFailure as failure:
+        raise failure.within(_START) from failure
+    except OSError as error:
+        raise RuntimeFailure(f"{_START}: {describe(error)}") from error
+
+
+def _execute(job: ExecJob, sub_groups: list[str]) -> int:
+    container = job.container
+    pidfd = _open_init(container)
+    ours, theirs = messages.pair()
+    # From its first moment in the container's pid namespace on, the process can be seen from inside.
+    linux_process.set_dumpable(False)
+    try:
+        pid = _fork_inside(container, pidfd)
+        if pid == 0:
+            ours.close()
+            run(job, theirs, pidfd)
+    finally:
+        linux_process.set_dumpable(True)
+    theirs.close()
+    try:
+        _join_groups(container, pid, sub_groups)
+        process.set_oom_score(pid, job.process.get("oomScoreAdj"))
+        process.set_rlimits(pid, job.process.get("rlimits", []))
+        ours.send(GO)
+        ours.expect(READY)
+        # A successful execve closes the channel; a failed one says so.
+        kind, text = ours.receive()
+        if kind == FAILED:
+            raise RuntimeFailure(text)
+    except BaseException:
+        _end(pid)
+        raise
+    finally:
+        ours.close()
+        os.close(pidfd)
+        if job.console is not None:
+            job.console.close()
+    return pid
+
+
+def _end(pid: int) -> None:
+    try:
+        os.kill(pid, creation.SIGKILL)
+        os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        pass  # it ended by itself
+
+
+def _open_init(container: Container) -> int:
+    """A pidfd of the container's first process, certain to be that one."""
+    try:
+        pidfd = linux_process.pidfd_open(container.pid)
+    except ProcessLookupError:
+        raise ContainerNotRunning from None
+    if not container.is_running:
+        os.close(pidfd)
+        raise ContainerNotRunning
+    return pidfd
+
+
+def _fork_inside(container: Container, pidfd: int) -> int:
+    """Fork a child that is in the container's pid namespace; the caller itself stays where it is."""
+    if "pid" not in container.namespaces:
+        return linux_namespaces.fork()
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        linux_namespaces.setns(pidfd, linux_namespaces.CLONE_NEWPID, f"/proc/{container.pid}/ns/pid")
+        try:
+            pid = linux_namespaces.fork()
+        except OSError:
+            linux_namespaces.setns(own, linux_namespaces.CLONE_NEWPID)
+            raise
+        if pid:
+            linux_namespaces.setns(own, linux_namespaces.CLONE_NEWPID)
+        return pid
+    finally:
+        os.close(own)
+
+
+def _join_groups(container: Container, pid: int, sub_groups: list[str]) -> None:
+    directories = sub_directories(container, sub_groups)
+    for directory in directories:
+        try:
+            control.join_directory(directory, pid)
+        except RuntimeFailure:
+            if container.cgroup_paths or sub_groups:
+                raise
+            # v2: when the container has made groups below its own, no process may be in that one any more.
+            with open(f"/proc/{container.pid}/cgroup", "rb", buffering=0) as file:
+                inner = file.read().decode().strip().rpartition("::")[2]
+            control.join_directory(f"{control.ROOT}{inner}", pid)
+
+
+def sub_directories(container: Container, sub_groups: list[str]) -> list[str]:
+    """The groups that the process joins: the container's own, or those below them that --cgroup names.
+
+    A name is `[CONTROLLERS:]PATH`; without controllers it is for all. Raises RuntimeFailure.
+    """
+    chosen = dict(container.cgroup_paths)
+    unified = container.cgroup_unified
+    for group in sub_groups:
+        names, colon, path = group.rpartition(":")
+        clean = os.path.normpath("/" + path)
+        if not container.cgroup_paths:
+            if colon and names:
+                raise RuntimeFailure(f"bad --cgroup value {group!r}: cgroup v2 has no controllers to choose")
+            unified += clean
+            continue
+        for name in names.split(",") if colon else list(chosen):
+            if name not in container.cgroup_paths:
+                raise RuntimeFailure(f"unknown controller {name} in --cgroup {group}")
+            chosen[name] = container.cgroup_paths[name] + clean
+    directories = list(dict.fromkeys(chosen.values()))
+    if unified:
+        directories.append(unified)
+    for directory in directories if sub_groups else ():
+        if not os.path.isdir(directory):
+            raise RuntimeFailure(f"{directory} is not an existing cgroup")
+    return directories
+
+
+# The new process
+
+
+def run(job: ExecJob, channel: Channel, pidfd: int) -> NoReturn:
+    """Become the program. Never returns."""
+    try:
+        _run(job, channel, pidfd)
+    except ParentGone:
+        os._exit(1)
+    except RuntimeFailure as failure:
+        text = failure.message
+    except OSError as error:
+        text = describe(error)
+    except BaseException as error:
+        text = f"{type(error).__name__}: {error}"
+    init.give_up(channel, text)
+
+
+def _run(job: ExecJob, channel: Channel, pidfd: int) -> None:
+    init.seal()
+    linux_process.set_name("runc:[2:EXEC]")
+    channel.wait_go()
+    _join_namespaces(job.container, pidfd)
+    os.close(pidfd)
+    os.setsid()
+    if job.container.new_keyring:
+        keyring.join(job.container.id)
+    if job.console is not None:
+        master, slave = console.open_pair(None)
+        console.set_size(slave, job.process.get("consoleSize"))
+        console.send_master(job.console, master)
+        job.console.close()
+        os.close(master)
+        console.take(slave)
+        os.close(slave)
+    else:
+        init.reopen_null()
+    security.set_labels(job.process)
+    process.set_personality(job.container.spec["linux"].get("personality"))
+    if job.credentials.no_new_privileges:
+        linux_process.set_no_new_privileges()
+    elif job.seccomp:
+        security.install_filter(job.seccomp)
+    process.become(job.credentials)
+    job.process["env"] = [*job.process.get("env", []), *job.listen_env]
+    env = process.environment(job.process)
+    path = process.look_up(job.process["args"][0], env)
+    channel.send(READY)
+    process.reset_signals()
+    if job.seccomp and job.credentials.no_new_privileges:
+        security.install_filter(job.seccomp)
+    try:
+        process.execute(path, job.process, env, job.preserved)
+    except OSError as error:
+        raise RuntimeFailure(process.execution_failure(path, error)) from error
+
+
+def _join_namespaces(container: Container, pidfd: int) -> None:
+    flags = 0
+    for name in container.namespaces:
+        if name != "pid":
+            flags |= linux_namespaces.FLAGS[name]
+    try:
+        linux_namespaces.setns(pidfd, flags)
+    except OSError as error:
+        raise RuntimeFailure(f"failed to join the namespaces of the container: {system_text(error)}") from error
+    if "user" in container.namespaces:
+        init.become_root_inside()
+    # Leaving the user namespace's rights behind has made it readable again.
+    linux_process.set_dumpable(False)
