@@ -238,6 +238,7 @@ def run(flags: Flags) -> None:
     if not flags.socket:
         raise UsageError("template needs -socket PATH")
     interpreter.run_from_readonly_clone()
+    linux_process.close_range(3)
     listener = packets.listen(os.path.abspath(flags.socket))
     scripts = bootstrap.scripts_directory()
     _detach()

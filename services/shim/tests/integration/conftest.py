@@ -29,6 +29,10 @@ from gantry.contracts.containerd.runc.v1 import oci_pb2
 from gantry.contracts.containerd.services.events.ttrpc.v1 import events_pb2
 from gantry.contracts.containerd.task.v2 import shim_pb2 as v2
 from gantry.contracts.containerd.task.v3 import shim_pb2 as v3
+from gantry.contracts.gantry.shim.template.v1 import template_pb2
+from gantry.contracts.gantry.stdio.v1 import stdio_pb2
+from gantry.linux import unix
+from gantry.stdio.uri import StdioURI
 from gantry.ttrpc import address, client, server
 
 OURS = str(Path(sys.executable).with_name("containerd-shim-runc-v2"))
@@ -227,6 +231,19 @@ class World:
             ),
         )
 
+    def uri(self, driver="json-file", **more):
+        """A gantry-stdio URI of this container."""
+        path = str(self.root / "log.json") if driver == "json-file" else ""
+        return StdioURI(str(self.root / "attach.sock"), driver, path, **more).build()
+
+    def attach(self, **session):
+        return attach(str(self.root / "attach.sock"), **session)
+
+    def logged(self):
+        """The json-file log's records: stream and text."""
+        lines = (self.root / "log.json").read_text().splitlines()
+        return [(record["stream"], record["log"]) for record in map(json.loads, lines)]
+
     def fifo(self, name):
         """Makes a FIFO and opens it as the client does; gives path and descriptor."""
         path = self.root / name
@@ -368,6 +385,122 @@ def world(tmp_path, request):
         if base.endswith("/shimtest") and w.id in names
     ]
     assert not left
+
+
+class Template:
+    """A running template process."""
+
+    def __init__(self, root):
+        self.path = str(root / "template.sock")
+        self.sockets = root / "s"
+        self.process = subprocess.Popen(
+            [OURS, "-address", str(root / "c.sock"), "-socket", self.path, "template"],
+            env={"PATH": os.environ["PATH"]}, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                assert self.ask(template_pb2.Request(ping=template_pb2.Ping())).pong.pid == self.process.pid
+                return
+            except OSError:
+                assert time.monotonic() < deadline
+                assert self.process.poll() is None
+                time.sleep(0.02)
+
+    def ask(self, request, descriptors=()):
+        return ask(self.path, request, template_pb2.Reply, descriptors)
+
+    def ping(self):
+        return self.ask(template_pb2.Request(ping=template_pb2.Ping())).pong
+
+    def fork(self, world, **fields):
+        """Forks a shim for a world and connects to it."""
+        fork = template_pb2.Fork(
+            namespace=NAMESPACE, id=world.id, bundle=str(world.bundle), address=world.address,
+            ttrpc_address=world.events.path, environment=world.environment(), socket_dir=str(self.sockets), **fields,
+        )  # fmt: skip
+        reply = self.ask(template_pb2.Request(fork=fork))
+        assert reply.code == 0, reply.message
+        world.connect(reply.bootstrap.address, reply.bootstrap.version)
+        assert world.shim_pid == reply.bootstrap.pid
+        return reply.bootstrap
+
+    def park(self, world, descriptor, **session):
+        park = template_pb2.Park(namespace=NAMESPACE, id=world.id, session=session_of(**session))
+        return self.ask(template_pb2.Request(park=park), [descriptor])
+
+    def stop(self):
+        if self.process.poll() is None:
+            self.ask(template_pb2.Request(stop=template_pb2.Stop()))
+        assert self.process.wait(10) == 0
+
+
+def ask(path, request, reply_type, descriptors=()):
+    """One request to a packet socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.settimeout(10)
+        unix.connect_path(sock, path)
+        unix.send_packet(sock, request.SerializeToString(), list(descriptors))
+        data, _ = unix.receive_packet(sock, 1 << 18)
+    reply = reply_type()
+    reply.ParseFromString(data)
+    return reply
+
+
+def session_of(**fields):
+    """A session of gantry.stdio.v1: outputs raw unless said otherwise."""
+    fields.setdefault("id", uuid.uuid4().hex)
+    fields.setdefault("stdout", True)
+    fields.setdefault("framing", stdio_pb2.FRAMING_RAW)
+    return stdio_pb2.Session(**fields)
+
+
+def attach(path, **session):
+    """Attaches to a container's streams; gives the reply and the client's end."""
+    ours, theirs = socket.socketpair()
+    request = stdio_pb2.Request(attach=stdio_pb2.Attach(session=session_of(**session)))
+    reply = ask(path, request, stdio_pb2.Reply, [theirs.fileno()])
+    theirs.close()
+    ours.settimeout(20)
+    return reply, ours
+
+
+def receive(sock, until=None):
+    """All that comes until the end, or until the text is there."""
+    data = b""
+    while until is None or until not in data:
+        piece = sock.recv(65536)
+        if not piece:
+            break
+        data += piece
+    return data
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory):
+    """A template process for the whole run; at its end nothing may be parked and nothing left unreaped."""
+    running = Template(tmp_path_factory.mktemp("template"))
+    yield running
+    assert running.ping().parked == 0
+    children = Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children").read_text()
+    assert children == ""
+    running.stop()
+    assert not os.path.exists(running.path)
+
+
+@pytest.fixture(params=["cold", "template"])
+def shim(request, world, ours):
+    """The world with a function that gives it a shim, by either way."""
+
+    def begin(**bundle):
+        world.make_bundle(**bundle)
+        if request.param == "cold":
+            world.start_shim()
+        else:
+            request.getfixturevalue("template").fork(world)
+        return world
+
+    return begin
 
 
 @pytest.fixture
