@@ -162,9 +162,10 @@ def _plugins(root: Path) -> list[PluginInfo]:
     here = (("linux", {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}.get(machine, machine)),)
     metadata = ("io.containerd.metadata.v1",)
     plugins = [PluginInfo("io.containerd.content.v1", "content", exports={"root": str(root)})]
-    for name in (OverlaySnapshotter.name, NativeSnapshotter.name):
+    for kind in (OverlaySnapshotter, NativeSnapshotter):
+        name = kind.name
         exports = {"root": str(root / f"io.containerd.snapshotter.v1.{name}")}
-        capabilities = ("rebase",) if name == "overlayfs" else ()
+        capabilities = ("rebase",) if kind.rebases else ()
         plugins.append(PluginInfo("io.containerd.snapshotter.v1", name, (), here, exports, capabilities))
     plugins += [
         PluginInfo("io.containerd.differ.v1", "walking", metadata, here),

@@ -62,6 +62,7 @@ class LayerApplier:
         self._lower = lower
         self._root = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._directories: OrderedDict[bytes, int] = OrderedDict({b"": self._root})
+        self._retired: list[int] = []
         self._file = -1
         self._member: Member | None = None
         self._extents: list[tuple[int, int]] | None = None
@@ -75,6 +76,7 @@ class LayerApplier:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+        self._close_retired()
         for descriptor in self._directories.values():
             os.close(descriptor)
         self._directories.clear()
@@ -83,6 +85,8 @@ class LayerApplier:
         """Make the entry of ``member``, replacing what is there."""
         if self._file >= 0:
             self._end_file()
+        if self._retired:
+            self._close_retired()
         path = _clean(member.name)
         parent, _, base = path.rpartition(b"/")
         if base.startswith(WHITEOUT):
@@ -298,11 +302,16 @@ class LayerApplier:
             self._forget_directories()  # it may have been a link on the way to one of them
 
     def _forget_directories(self) -> None:
+        """Look all directories up anew. Who is working in one still may: they are closed with the next entry."""
         root = self._directories.pop(b"")
-        for descriptor in self._directories.values():
-            os.close(descriptor)
+        self._retired += self._directories.values()
         self._directories.clear()
         self._directories[b""] = root
+
+    def _close_retired(self) -> None:
+        for descriptor in self._retired:
+            os.close(descriptor)
+        self._retired.clear()
 
     def _directory(self, path: bytes, *, make: bool = True) -> int:
         """Return a descriptor of a directory inside the root; what is missing on the way is made."""

@@ -58,6 +58,8 @@ class Snapshotter(ABC):
 
     name: str
     """The word that clients choose it by."""
+    rebases: bool
+    """Whether a snapshot without a parent can be put on one when it is committed."""
 
     def __init__(
         self,
@@ -137,8 +139,8 @@ class Snapshotter(ABC):
             if row["kind"] != Kind.ACTIVE:
                 raise FailedPrecondition(f'snapshot "{key}" is not active: failed precondition')
             parent_id = row["parent"]
-            if parent and parent_id is None:
-                parent_id = self._parent(connection, scope, parent)["id"]
+            if parent:
+                parent_id = self._rebased(connection, scope, row, parent)
             connection.execute(
                 "UPDATE snapshot SET key = ?, kind = ?, parent = ?, labels = ?, created_at = ?, updated_at = ?, "
                 "size = ?, inodes = ? WHERE id = ?",
@@ -307,6 +309,12 @@ class Snapshotter(ABC):
             (parent,),
         )
         return [row["id"] for row in chain]
+
+    def _rebased(self, connection: sqlite3.Connection, scope: Scope, row: sqlite3.Row, parent: str) -> int:
+        found: int = self._parent(connection, scope, parent)["id"]
+        if row["parent"] not in (None, found) or not self.rebases:
+            raise InvalidArgument(f'cannot change parent of active snapshot "{row["key"]}" on commit: invalid argument')
+        return found
 
     def _refuse_existing(self, connection: sqlite3.Connection, scope: Scope, key: str, what: str) -> None:
         if self._find(connection, scope, key):

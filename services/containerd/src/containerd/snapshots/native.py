@@ -16,6 +16,7 @@ class NativeSnapshotter(Snapshotter):
     """Each snapshot is a directory that holds everything, its parent's content copied first."""
 
     name = "native"
+    rebases = False
 
     def content(self, snapshot: int) -> Path:
         """Return the directory with the whole file system: ``snapshots/ID/fs``."""

@@ -21,6 +21,7 @@ class OverlaySnapshotter(Snapshotter):
     """The default on Linux: a layer is stored once, however many containers use it."""
 
     name = "overlayfs"
+    rebases = True
 
     def content(self, snapshot: int) -> Path:
         """Return the layer: ``snapshots/ID/fs``."""
