@@ -74,7 +74,7 @@ def ensure_bridge(socket: netlink.RouteSocket, name: str, address: IPv4Interface
         socket.run([netlink.add_bridge(name, mtu, hardware)])
         link = socket.link(name)
         assert link is not None
-    elif not os.path.isdir(f"/sys/class/net/{name}/bridge"):
+    elif link.kind != "bridge":
         raise errors.Conflict(f"the device {name} exists and is not a bridge: choose another with --bridge")
     present = socket.addresses(link.index)
     requests = []

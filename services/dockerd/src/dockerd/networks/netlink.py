@@ -56,7 +56,7 @@ _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_TABLE = 1, 4, 5, 15
 _RT_TABLE_MAIN, _RTPROT_BOOT, _RTN_UNICAST = 254, 3, 1
 _NDA_DST, _NDA_LLADDR = 1, 2
-_NUD_STALE, _NUD_PERMANENT, _NTF_MASTER = 0x04, 0x80, 0x04
+_NUD_STALE, _NUD_NOARP, _NTF_MASTER = 0x04, 0x40, 0x04
 
 _HEADER = struct.Struct("=IHHII")
 _IFINFO = struct.Struct("=BxHiII")
@@ -74,11 +74,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Link:
-    """A network device: index, name, hardware address (as bytes) and whether it is administratively up."""
+    """A network device: index, name, kind (``bridge``, ``veth``; empty for hardware), whether administratively up."""
 
     index: int
     name: str
-    address: bytes
+    kind: str
     up: bool
 
 
@@ -248,7 +248,8 @@ def add_forwarding_entry(index: int, name: str, address: bytes) -> Request:
 
     An address that another port had a moment ago would else be looked for there.
     """
-    body = struct.pack("=BxxxiHBB", socket.AF_BRIDGE, index, _NUD_PERMANENT, _NTF_MASTER, 0)
+    # NOARP is a static entry; PERMANENT would make the address the bridge's own.
+    body = struct.pack("=BxxxiHBB", socket.AF_BRIDGE, index, _NUD_NOARP, _NTF_MASTER, 0)
     body += _attribute(_NDA_LLADDR, address)
     return Request(_RTM_NEWNEIGH, _NLM_F_CREATE | _NLM_F_REPLACE, body, f"add a forwarding entry for {name}")
 
@@ -318,4 +319,5 @@ def _parse_link(body: bytes) -> Link:
     _family, _kind, index, flags, _change = _IFINFO.unpack_from(body)
     attributes = _attributes(body, _IFINFO.size)
     name = attributes.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode()
-    return Link(index, name, attributes.get(_IFLA_ADDRESS, b""), bool(flags & _IFF_UP))
+    kind = _attributes(attributes.get(_IFLA_LINKINFO, b""), 0).get(_IFLA_INFO_KIND, b"").rstrip(b"\0").decode()
+    return Link(index, name, kind, bool(flags & _IFF_UP))

@@ -1,0 +1,72 @@
+"""The ruleset as text."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from dockerd.networks.nftables import (
+    Translation,
+    add_translations,
+    delete_table,
+    delete_translations,
+    install_table,
+)
+
+CONTAINER = IPv4Address("172.30.0.2")
+WEB = Translation("tcp", IPv4Address(0), 8080, CONTAINER, 80)
+DNS = Translation("udp", IPv4Address("127.0.0.1"), 5353, CONTAINER, 53)
+
+
+def test_one_element_for_each_port() -> None:
+    """A port on any address and a port on one are in different maps."""
+    assert add_translations("gantry", [WEB, DNS]) == (
+        "add element ip gantry published { udp . 127.0.0.1 . 5353 : 172.30.0.2 . 53 }\n"
+        "add element ip gantry published-anywhere { tcp . 8080 : 172.30.0.2 . 80 }\n"
+    )
+
+
+def test_closing_names_only_the_key() -> None:
+    """An element is deleted by its key."""
+    assert delete_translations("gantry", [WEB]) == "delete element ip gantry published-anywhere { tcp . 8080 }\n"
+
+
+def test_nothing_to_do_is_no_command() -> None:
+    """A container without published ports costs no transaction."""
+    assert add_translations("gantry", []) == ""
+    assert delete_translations("gantry", []) == ""
+
+
+def test_the_table_is_replaced_in_one_transaction() -> None:
+    """The old table goes, whether it is there or not, and the new one comes with its elements."""
+    text = install_table("gantry-1", "br7", IPv4Network("10.1.0.0/16"), [WEB])
+    assert text.startswith("add table ip gantry-1\ndelete table ip gantry-1\ntable ip gantry-1 {\n")
+    assert text.endswith("}\nadd element ip gantry-1 published-anywhere { tcp . 8080 : 172.30.0.2 . 80 }\n")
+    assert 'iifname "br7" ip daddr 127.0.0.0/8 drop' in text
+    assert 'ip saddr 10.1.0.0/16 oifname != "br7" masquerade' in text
+
+
+def test_rules_do_not_depend_on_the_number_of_ports() -> None:
+    """Published ports are elements, never rules."""
+    few = install_table("gantry", "br7", IPv4Network("10.1.0.0/16"), [])
+    many = install_table(
+        "gantry",
+        "br7",
+        IPv4Network("10.1.0.0/16"),
+        [Translation("tcp", IPv4Address(0), port, CONTAINER, 80) for port in range(1000)],
+    )
+    assert len(many.splitlines()) == len(few.splitlines()) + 1
+
+
+@pytest.mark.root
+def test_nft_accepts_the_ruleset() -> None:
+    """The program reads it as it is meant, without applying it."""
+    nft = shutil.which("nft")
+    if nft is None:
+        pytest.skip("the program nft is not installed")
+    text = install_table("gantry-check", "br7", IPv4Network("10.1.0.0/16"), [WEB, DNS]) + delete_table("gantry-check")
+    done = subprocess.run([nft, "-c", "-f", "-"], input=text, text=True, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
