@@ -68,6 +68,7 @@ class _Layer:
 
     state: int = 0
     current: int = -1
+    existed: bool = False
 
 
 _WAITING, _DOWNLOADING, _DOWNLOADED, _EXTRACTING, _DONE = range(1, 6)
@@ -94,7 +95,7 @@ class PullProgress:
         lines = self._begin(layer, identity)
         event = progress.event
         if event == "already exists" and layer.state < _DOWNLOADING:
-            layer.state = _DOWNLOADED
+            layer.state, layer.existed = _DOWNLOADED, True
             if not self._live:
                 self._held[:] = [line for line in self._held if line["id"] != identity]
                 self._held.append(status_line("Already exists", identity))
@@ -152,7 +153,7 @@ class PullProgress:
         return [status_line("Verifying Checksum", identity), status_line("Download complete", identity)]
 
     def _done(self, layer: _Layer, identity: str) -> list[Json]:
-        if layer.state >= _DONE:
+        if layer.state >= _DONE or (layer.existed and layer.state < _EXTRACTING):
             return []
         layer.state = _DONE
         return [status_line("Pull complete", identity)]

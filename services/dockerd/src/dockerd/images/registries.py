@@ -42,7 +42,7 @@ def decode_credentials(header: str) -> Credentials | None:
     username, password = fields.get("username", ""), fields.get("password", "")
     if fields.get("auth") and not username:
         try:
-            username, _, password = base64.b64decode(fields["auth"]).decode().partition(":")
+            username, _, password = base64.b64decode(fields["auth"], validate=True).decode().partition(":")
         except ValueError as error:
             raise errors.InvalidParameter(f"invalid X-Registry-Auth header: auth: {error}") from error
     credentials = Credentials(username, password, fields.get("identitytoken", ""), fields.get("registrytoken", ""))

@@ -81,6 +81,7 @@ class _Copy:
             os.mknod(name, kind, status.st_rdev, dir_fd=target)
             os.chown(name, status.st_uid, status.st_gid, dir_fd=target, follow_symlinks=False)
             os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=target)
+            os.utime(name, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=target, follow_symlinks=False)
 
     def _subdirectory(self, source: int, target: int, name: str, path: str) -> None:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
