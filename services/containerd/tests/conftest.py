@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,12 @@ import pytest
 CTR = shutil.which("ctr")
 BUSYBOX = shutil.which("busybox")
 START_TIMEOUT = 30.0
+ACTIVATE = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 class Daemon:
@@ -47,9 +54,12 @@ class Daemon:
                 pytest.skip(f"needs {program}")
             (self.program.parent / os.path.basename(program)).symlink_to(program)
 
-    def start(self, *flags: str, environment: dict[str, str] | None = None) -> None:
-        """Start it and wait until it says that it is ready."""
-        argv = [str(self.program), "--root", str(self.root), "--state", str(self.state)]
+    def start(
+        self, *flags: str, environment: dict[str, str] | None = None, inherit: socket.socket | None = None
+    ) -> None:
+        """Start it and wait until it answers; ``inherit`` is a listening socket that it gets as from systemd."""
+        activate = [sys.executable, "-c", ACTIVATE, str(inherit.fileno())] if inherit else []
+        argv = [*activate, str(self.program), "--root", str(self.root), "--state", str(self.state)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*argv, "--address", str(self.socket), "-l", "debug", *flags],
@@ -58,6 +68,7 @@ class Daemon:
                 stderr=log,
                 env={**os.environ, **(environment or {})},
                 start_new_session=True,
+                pass_fds=[inherit.fileno()] if inherit else [],
             )
         deadline = time.monotonic() + START_TIMEOUT
         with self.channel() as channel:
@@ -116,7 +127,12 @@ class Daemon:
                 continue
             mine = self.process is not None and int(name) == self.process.pid
             ours = str(self.socket).encode() in argv or cwd.startswith(f"{self.state}/")
-            if ours and not mine and argv.endswith(b"\0template\0") is templates and b"\0ctr" not in argv:
+            if (
+                ours
+                and not mine
+                and (b"template" in argv.replace(b"\0", b" ").split()) is templates
+                and b"\0ctr" not in argv
+            ):
                 found.append(int(name))
         return found
 

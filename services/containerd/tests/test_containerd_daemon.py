@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,17 +27,20 @@ RUNC = "/usr/sbin/runc"
 Daemon = Any  # conftest.Daemon: a conftest cannot be imported by name
 
 
-@pytest.fixture
-def daemon(containerd: Daemon) -> Daemon:
-    """A running daemon with everything real around it."""
-    containerd.use(CTR, REAL_SHIM, RUNC)
+@pytest.fixture(params=["real shim", "template"])
+def daemon(request: pytest.FixtureRequest, containerd: Daemon) -> Daemon:
+    """A running daemon over the real shim, and over one that is forked from a template; runc is the real one."""
+    if request.param == "real shim":
+        containerd.use(CTR, RUNC, REAL_SHIM)
+    else:
+        containerd.use(CTR, RUNC, os.path.join(os.path.dirname(sys.executable), "containerd-shim-runc-v2"))
     containerd.start()
     return containerd
 
 
 def _run(rootfs: Path, name: str, *command: str, detached: bool = False) -> list[str]:
     mode = "--detach" if detached else "--rm"
-    return ["run", mode, "--rootfs", str(rootfs), name, *command]
+    return ["run", mode, "--runc-binary", RUNC, "--rootfs", str(rootfs), name, *command]
 
 
 def _until(condition: Callable[[], bool]) -> None:
@@ -241,3 +245,20 @@ def test_systemd_is_told(containerd: Daemon) -> None:
         assert notify.recv(64) == b"READY=1"
         containerd.stop()
         assert notify.recv(64) == b"STOPPING=1"
+
+
+def test_an_inherited_socket_is_answered_and_kept(containerd: Daemon) -> None:
+    """Socket activation: a connection made before the start is served, and the socket outlives the daemon."""
+    containerd.use(CTR)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(containerd.socket))
+        listener.listen()
+        early = subprocess.Popen(containerd.argv("version"), stdout=subprocess.PIPE)
+        for _ in range(2):
+            containerd.start(inherit=listener)
+            assert "gantry" in containerd.ctr("version")
+            containerd.ctr("namespaces", "create", f"n{time.monotonic_ns()}")
+            assert containerd.stop() == 0
+            assert containerd.socket.exists()
+        output, _ = early.communicate(timeout=20)
+        assert b"gantry" in output

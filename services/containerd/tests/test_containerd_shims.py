@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -129,6 +130,7 @@ class World:
         self.events = Exchange()
         self.heard: list[Envelope] = []
         self.events.listen(self.heard.append)
+        os.makedirs(self.config.shim_sockets, exist_ok=True)
         self.bundles = Bundles(f"{self.config.state}/t", f"{self.config.root}/t")
         self.shims = Shims(self.config, self.bundles, self.events, lambda namespace, name: str(self.binary))
         self.tasks = Tasks(self.config, self.shims, self._container)
@@ -420,6 +422,26 @@ def test_dead_and_half_made_ones_are_cleaned_up_at_the_start(tmp_path: Path) -> 
     _run(tmp_path, work)
 
 
+def test_a_shim_that_no_bundle_knows_is_ended(tmp_path: Path) -> None:
+    """A daemon that is killed right after a fork leaves a shim behind; the next one ends it, and a dead socket goes."""
+
+    async def work(world: World) -> None:
+        await world.create()
+        await world.shims.stop()
+        stray = FakeShim(Path(world.config.shim_sockets) / "stray")
+        await stray.serve()
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(f"{world.config.shim_sockets}/dead")
+        later = World(tmp_path, world.shim)
+        await later.shims.load()
+        assert stray.calls == ["Shutdown"]
+        assert os.listdir(world.config.shim_sockets) == []
+        assert [shim.id for shim in later.shims.all(NS)] == ["web"]
+        await later.shims.stop()
+
+    _run(tmp_path, work)
+
+
 def test_a_stuck_shim_is_kept_at_the_start(tmp_path: Path) -> None:
     """One that does not answer may be busy: it is kept, and the start is not held up for long."""
 
@@ -458,11 +480,15 @@ def test_a_shim_that_nobody_understands_is_left_alone(tmp_path: Path) -> None:
         await world.create()
         await world.shims.stop()
         bundle = next(world.bundles.all())
-        write_bootstrap(bundle, Bootstrap(4, f"unix://{world.shim.path}"))
+        newer = FakeShim(Path(world.config.shim_sockets) / "newer")
+        await newer.serve()
+        write_bootstrap(bundle, Bootstrap(4, f"unix://{newer.path}"))
         later = World(tmp_path, world.shim)
         await later.shims.load()
         assert later.shims.all(NS) == []
         assert os.path.exists(bundle.path)
+        assert newer.calls == []
+        await newer.die()
         await later.shims.stop()
 
     _run(tmp_path, work)

@@ -108,6 +108,11 @@ class Config:
         ttrpc = os.path.abspath((self.ttrpc_address or f"{address}.ttrpc").removeprefix("unix://"))
         return replace(self, root=root, state=state, address=address, ttrpc_address=ttrpc)
 
+    @property
+    def shim_sockets(self) -> str:
+        """The directory of the sockets of the shims that are forked from a template."""
+        return f"{self.state}/s"
+
     def plugin(self, plugin_id: str) -> Mapping[str, Any]:
         """Return the table of ``TYPE.ID``; empty when the file has none."""
         return self.plugins.get(plugin_id, {})

@@ -12,7 +12,7 @@ import platform
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-from containerd import version
+from containerd import systemd, version
 from containerd.anyvalue import AnyValue
 from containerd.config import Config
 from containerd.errors import ContainerdError
@@ -172,14 +172,25 @@ class Daemon:
         self._cleanup.push_async_callback(server.stop, STOP_GRACE)
         self._cleanup.callback(events.close)
         self._cleanup.callback(streams.close)
-        await server.start(config.address, config.uid, config.gid)
-        self._cleanup.callback(_unlink, config.address)
+        await self._listen(server)
+
+    async def _listen(self, server: Server) -> None:
+        """Answer on the configured socket, or behind those that the service manager passed."""
+        config = self.config
+        inherited = systemd.listen_sockets()
+        own = f"{config.state}/containerd.grpc.sock" if inherited else config.address
+        await server.start(own, config.uid, config.gid)
+        self._cleanup.callback(_unlink, own)
+        if inherited:
+            relay = systemd.Relay(inherited, own)
+            self._cleanup.push_async_callback(relay.stop)
+            relay.start()
 
     def _prepare_directories(self) -> None:
         config = self.config
         if config.root == config.state:
             raise DaemonError("root and state must be different paths")
-        for directory, mode in ((config.root, 0o711), (config.state, 0o711), (f"{config.state}/s", 0o700)):
+        for directory, mode in ((config.root, 0o711), (config.state, 0o711), (config.shim_sockets, 0o700)):
             os.makedirs(directory, mode=mode, exist_ok=True)
         for path in (config.address, config.ttrpc_address):
             os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)

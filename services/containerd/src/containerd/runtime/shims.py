@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import stat
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -23,6 +25,8 @@ from containerd.errors import AlreadyExists, ContainerdError, NotFound, Unimplem
 from containerd.events import EXIT_TOPIC, Envelope, Exchange
 from containerd.runtime.bootstrap import (
     BINARY,
+    BOOTSTRAP,
+    NEWEST_VERSION,
     Bootstrap,
     Exit,
     ShimBinary,
@@ -84,7 +88,7 @@ class Shims:
     def binary(self, path: str) -> ShimBinary:
         """Return the shim binary at ``path`` with this daemon's addresses."""
         config = self._config
-        return ShimBinary(path, config.address, config.ttrpc_address, f"{config.state}/s", self._debug)
+        return ShimBinary(path, config.address, config.ttrpc_address, config.shim_sockets, self._debug)
 
     def use_template(self, template: Template, path: str) -> None:
         """Fork the shims of the binary at ``path`` from ``template``."""
@@ -277,6 +281,26 @@ class Shims:
         bundles = await asyncio.to_thread(lambda: list(self._bundles.all()))
         await asyncio.gather(*(load(bundle) for bundle in bundles))
         await asyncio.to_thread(self._bundles.remove_orphaned_work)
+        await self._end_strays()
+
+    async def _end_strays(self) -> None:
+        """End the shims that were forked for an earlier daemon which died before it wrote down where they listen."""
+        directory = self._config.shim_sockets
+        # The text, not what could be understood of it: a bundle that was left alone still has its shim.
+        known = "\n".join(bundle.read(BOOTSTRAP) or "" for bundle in self._bundles.all())
+        for name in sorted(os.listdir(directory)):
+            if name in known or not stat.S_ISSOCK(os.lstat(f"{directory}/{name}").st_mode):
+                continue
+            address = f"unix://{directory}/{name}"
+            _log.info("ending a shim without a bundle", extra={"address": address})
+            stray = Shim(Bundle("", "", ""), self.binary(""), Bootstrap(NEWEST_VERSION, address), lambda _: None)
+            with contextlib.suppress(OSError, ContainerdError):
+                await stray.connect(_RECONNECT_TIMEOUT)
+                await stray.call("Shutdown", shim_pb2.ShutdownRequest(now=True), Empty, self._timeout("shutdown"))
+                await stray.disconnected(self._timeout("shutdown"))
+            await stray.close()
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{directory}/{name}")
 
     async def _load(self, bundle: Bundle) -> None:
         binary = await self._binary_of(bundle)
