@@ -30,10 +30,10 @@ def parse(data: bytes, step: int = 1 << 20) -> list[tuple[Member, bytes]]:
     return [(member, bytes(content)) for member, content in found]
 
 
-def archive(format: int, *infos: tuple[tarfile.TarInfo, bytes]) -> bytes:
+def archive(form: int, *infos: tuple[tarfile.TarInfo, bytes]) -> bytes:
     """Return an archive that Python's tarfile has written."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=format) as written:
+    with tarfile.open(fileobj=buffer, mode="w", format=form) as written:
         for info, content in infos:
             info.size = len(content)
             written.addfile(info, io.BytesIO(content))
@@ -52,11 +52,11 @@ LONG = "d" * 90 + "/" + "e" * 90 + "/" + "f" * 150
 
 
 @pytest.mark.parametrize("step", [1, 7, 511, 512, 513, 100_000])
-@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_pieces_of_any_size_give_the_same_members(format: int, step: int) -> None:
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_pieces_of_any_size_give_the_same_members(form: int, step: int) -> None:
     """Where the input is cut does not matter."""
     data = archive(
-        format,
+        form,
         (info("a", mode=0o4755, uid=1, gid=2, mtime=1234), b"x" * 1000),
         (info("b", type=tarfile.SYMTYPE, linkname="a"), b""),
         (info("c", type=tarfile.CHRTYPE, devmajor=5, devminor=1), b""),
@@ -72,11 +72,11 @@ def test_pieces_of_any_size_give_the_same_members(format: int, step: int) -> Non
     assert members[2][0].device == (5, 1)
 
 
-@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_long_names_large_numbers_and_other_alphabets(format: int) -> None:
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_names_large_numbers_and_other_alphabets(form: int) -> None:
     """What does not fit into the old header is found in the extensions of both families."""
     data = archive(
-        format,
+        form,
         (info(LONG, uid=3_000_000, gid=4_000_000_000, mtime=2**33), b"1"),
         (info("ümläut", type=tarfile.SYMTYPE, linkname=LONG), b""),
     )

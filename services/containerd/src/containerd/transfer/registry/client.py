@@ -279,7 +279,7 @@ class RegistryClient:
             skip = offset
         elif not response.headers.get("Content-Range", f"bytes {offset}-").startswith(f"bytes {offset}-"):
             raise Unavailable(f"unhandled content range in response: {response.headers['Content-Range'][:80]}")
-        while piece := response.raw.read(_READ_SIZE, decode_content=True):
+        while piece := response.raw.read1(_READ_SIZE, decode_content=True):
             self._cancellation.check()
             if skip:
                 dropped = min(skip, len(piece))
