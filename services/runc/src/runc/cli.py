@@ -16,7 +16,7 @@ from runc.logs import Log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn, Protocol
+    from typing import Any, NoReturn, Protocol
 
     class Command(Protocol):
         """A module of runc.commands."""
@@ -179,9 +179,9 @@ def _dispatch(context: Context, name: str, argv: list[str]) -> int:
 
 def load_command(name: str) -> Command:
     """The module of a command."""
-    # `exec` and `list` are fine as module names, but not as attributes: all are named after the verb.
-    module: Command = __import__(f"runc.commands.{name}", fromlist=["run"])
-    return module
+    module: Any = __import__(f"runc.commands.{name}", fromlist=["run"])
+    command: Command = module
+    return command
 
 
 def expect_arguments(name: str, arguments: list[str], least: int, most: int | None = None) -> None:
@@ -233,7 +233,8 @@ GLOBAL OPTIONS:
 def command_help(name: str) -> str:
     """What `runc COMMAND --help` prints."""
     command = load_command(name)
-    text = f"NAME:\n   runc {name} - {COMMANDS[name]}\n\nUSAGE:\n   runc {name} {'[command options] ' if command.FLAGS else ''}{command.ARGUMENTS}\n"
+    options = "[command options] " if command.FLAGS else ""
+    text = f"NAME:\n   runc {name} - {COMMANDS[name]}\n\nUSAGE:\n   runc {name} {options}{command.ARGUMENTS}\n"
     if command.DESCRIPTION:
         text += f"\nDESCRIPTION:\n   {command.DESCRIPTION}\n"
     if command.FLAGS:

@@ -12,7 +12,6 @@ import sys
 from gantry.linux import mount as linux_mount
 from gantry.linux import path as linux_path
 from gantry.linux import unix
-
 from runc.errors import RuntimeFailure, describe
 
 TYPE_CHECKING = False

@@ -7,7 +7,6 @@ import os
 from gantry.linux import namespaces as linux_namespaces
 from gantry.linux import process as linux_process
 from gantry.linux import unix
-
 from runc import console, devices, hooks, init, messages, mounts, namespaces, process, rootfs, security, state
 from runc import spec as specification
 from runc.cgroups import control, hierarchy
@@ -47,9 +46,7 @@ def prepare(context: Context, container_id: str, options: CreateOptions, termina
     process.check_rlimits(job.process.get("rlimits", []))
     security.check_labels(job.process)
     _warn_unknown_capabilities(job)
-    job.cgroups = hierarchy.container_paths(
-        hierarchy.discover(), spec["linux"].get("cgroupsPath", ""), container_id
-    )
+    job.cgroups = hierarchy.container_paths(hierarchy.discover(), spec["linux"].get("cgroupsPath", ""), container_id)
     job.no_pivot = options.no_pivot
     job.no_new_keyring = options.no_new_keyring
     job.preserved, job.listen_env = preserved_descriptors(options.preserve_fds)
@@ -72,7 +69,7 @@ def _warn_unknown_capabilities(job: Job) -> None:
 def preserved_descriptors(count: int) -> tuple[int, list[str]]:
     """How many descriptors behind the standard streams the program gets, and the variables that tell it.
 
-    Those of socket activation (LISTEN_FDS, sd_listen_fds(3)) come first. Raises RuntimeFailure for one that is not open.
+    Those of socket activation (LISTEN_FDS, sd_listen_fds(3)) come first. Raises RuntimeFailure for a closed one.
     """
     listen, env = 0, []
     if os.environ.get("LISTEN_FDS", "").isdigit() and os.environ.get("LISTEN_PID") == str(os.getpid()):
@@ -89,7 +86,7 @@ def preserved_descriptors(count: int) -> tuple[int, list[str]]:
 
 
 def create(context: Context, container_id: str, options: CreateOptions, terminal: _socket.socket | None) -> Container:
-    """Make the container, up to the point where it waits for `start`. Raises RuntimeFailure, with nothing left behind."""
+    """Make the container, up to where it waits for `start`. Raises RuntimeFailure, with nothing left behind."""
     # The descriptors that the program gets are taken before any of ours could take their numbers.
     job = prepare(context, container_id, options, terminal)
     container = state.create(context.root, container_id)
@@ -125,7 +122,7 @@ def _record(job: Job, options: CreateOptions) -> None:
 def _launch(job: Job) -> int:
     try:
         os.mkfifo(job.container.fifo)
-        os.chmod(job.container.fifo, 0o622)  # opened for writing by whoever the program runs as
+        os.chmod(job.container.fifo, 0o622)  # noqa: S103 - opened for writing by whoever the program runs as
         job.fifo_fd = os.open(job.container.fifo, os.O_PATH | os.O_CLOEXEC)
         control.create(job.cgroups)
         job.opened_namespaces = namespaces.open_joined(job.namespaces)

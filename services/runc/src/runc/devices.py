@@ -1,4 +1,4 @@
-"""Device nodes and the links of /dev (config-linux.md "Default Devices", "Devices"; config.md "Linux /dev symlinks")."""
+"""Device nodes and the links of /dev (config-linux.md "Devices"; runtime-linux.md "Dev symbolic links")."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import stat
 
 from gantry.linux import mount as linux_mount
 from gantry.linux import path as linux_path
-
 from runc.errors import RuntimeFailure, system_text
 
 TYPE_CHECKING = False
@@ -109,7 +108,7 @@ def link(root_fd: int) -> None:
     """Make /dev/ptmx and the links to /proc/self/fd; what is there already stays, /dev/ptmx excepted."""
     dev_fd = linux_path.mkdir_all_in_root(root_fd, "/dev")
     try:
-        try:
+        try:  # noqa: SIM105 (contextlib costs start-up time)
             os.unlink("ptmx", dir_fd=dev_fd)
         except FileNotFoundError:
             pass

@@ -6,9 +6,8 @@ import os
 
 from gantry.linux import namespaces as linux_namespaces
 from gantry.linux import process as linux_process
-
 from runc import console, creation, init, keyring, messages, process, security
-from runc.cgroups import control
+from runc.cgroups import control, hierarchy
 from runc.errors import ContainerNotRunning, RuntimeFailure, describe, system_text
 from runc.messages import FAILED, GO, READY, Channel, ParentGone
 
@@ -117,7 +116,7 @@ def _join_groups(container: Container, pid: int, sub_groups: list[str]) -> None:
             # v2: when the container has made groups below its own, no process may be in that one any more.
             with open(f"/proc/{container.pid}/cgroup", "rb", buffering=0) as file:
                 inner = file.read().decode().strip().rpartition("::")[2]
-            control.join_directory(f"{control.ROOT}{inner}", pid)
+            control.join_directory(f"{hierarchy.ROOT}{inner}", pid)
 
 
 def sub_directories(container: Container, sub_groups: list[str]) -> list[str]:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from runc.errors import UsageFailure
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
 
 class Flag:
     """One flag. `value` is the type of what follows it: None for a switch; `many` collects repeated values."""
@@ -103,7 +107,7 @@ def _check_number(name: str, value: str) -> None:
         _fail(f'invalid value "{value}" for flag -{name}: parse error')
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     raise UsageFailure(message, f"Incorrect Usage: {message}")
 
 

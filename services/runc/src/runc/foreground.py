@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]
 import _socket
 import ctypes
 import errno
@@ -14,7 +14,6 @@ import sys
 from gantry.linux import process as linux_process
 from gantry.linux import unix
 from gantry.linux.libc import check, libc
-
 from runc import console
 from runc.errors import RuntimeFailure
 

@@ -1,4 +1,4 @@
-"""Hooks: programs run at points of the life cycle, with the state on their standard input (config.md "POSIX-platform Hooks")."""
+"""Hooks: programs at points of the life cycle, with the state on standard input (config.md "POSIX-platform Hooks")."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import select
 import time
 
 from gantry.linux import process as linux_process
-
 from runc import jsontext
 from runc.errors import RuntimeFailure, system_text
 
@@ -32,10 +31,7 @@ def run(kind: str, hooks: Hooks, state: dict[str, object]) -> None:
 
 
 def _run_one(hook: Hook, text: bytes) -> None:
-    if "env" in hook:
-        env = dict(item.partition("=")[::2] for item in hook["env"])
-    else:
-        env = dict(os.environ)
+    env = dict(item.partition("=")[::2] for item in hook["env"]) if "env" in hook else dict(os.environ)
     argv = hook.get("args") or [hook["path"]]
     stdin_read, stdin_write = os.pipe2(os.O_CLOEXEC)
     out_read, out_write = os.pipe2(os.O_CLOEXEC)

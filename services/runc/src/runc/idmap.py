@@ -6,13 +6,11 @@ import os
 
 from gantry.linux import mount as linux_mount
 from gantry.linux import namespaces as linux_namespaces
-
 from runc.errors import RuntimeFailure, system_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from gantry.oci.runtime import IdMapping
-
     from runc.mounts import MountStep
 
 

@@ -13,7 +13,6 @@ from gantry.linux import namespaces as linux_namespaces
 from gantry.linux import path as linux_path
 from gantry.linux import process as linux_process
 from gantry.linux.libc import check, libc
-
 from runc import console, devices, hooks, keyring, mounts, namespaces, process, rootfs, security
 from runc.errors import RuntimeFailure, describe, system_text
 from runc.messages import FAILED, PREPARED, READY, Channel, ParentGone
@@ -170,9 +169,7 @@ def _build_root(job: Job) -> int:
         root_fd = rootfs.prepare_root(job.rootfs, job.root_propagation)
     except OSError as error:
         raise RuntimeFailure(f"error preparing rootfs: {describe(error)}") from error
-    rootfs.mount_all(
-        root_fd, job.mounts, job.cgroups, job.namespaces.has("cgroup"), rootfs.Sources(job.source_trees)
-    )
+    rootfs.mount_all(root_fd, job.mounts, job.cgroups, job.namespaces.has("cgroup"), rootfs.Sources(job.source_trees))
     if mounts.needs_devices(job.mounts):
         devices.create(root_fd, job.devices, bind=job.namespaces.has("user"))
         devices.link(root_fd)

@@ -1,4 +1,4 @@
-"""Everything that is decided before the fork: the runtime puts it together, init has it in memory and carries it out."""
+"""Everything that is decided before the fork: the runtime puts it together, init has it in memory and does it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ if TYPE_CHECKING:
     import _socket
 
     from gantry.oci.runtime import Device, Process, Spec
-
     from runc.cgroups.hierarchy import Paths
     from runc.logs import Log
     from runc.mounts import MountStep
@@ -50,8 +49,8 @@ class Job:
         "opened_namespaces",
         "preserved",
         "process",
-        "rootfs",
         "root_propagation",
+        "rootfs",
         "seccomp",
         "source_trees",
         "spec",

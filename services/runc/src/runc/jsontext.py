@@ -5,18 +5,22 @@ Where the accelerator is missing, the standard module does the work.
 
 from __future__ import annotations
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 # Bound now, not when it is needed: a process that has entered a container loads no code any more.
 try:
-    from _json import encode_basestring_ascii, make_scanner
+    import _json
 except ImportError:  # an interpreter without the accelerator
     from json import JSONDecoder
     from json.encoder import encode_basestring_ascii
 
-    make_scanner = None
+    scanner: Any = None
+else:
+    encode_basestring_ascii = _json.encode_basestring_ascii
+    scanner = _json.make_scanner
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
 class _Context:
     """What the scanner asks of a decoder."""
@@ -35,11 +39,11 @@ class _Context:
 def loads(text: bytes) -> Any:
     """The value of one JSON document in UTF-8. Raises ValueError with the place of the error."""
     document = text.decode("utf-8")
-    if make_scanner is None:
+    if scanner is None:
         return JSONDecoder().decode(document)
     start = len(document) - len(document.lstrip(" \t\n\r"))
     try:
-        value, end = make_scanner(_Context)(document, start)
+        value, end = scanner(_Context)(document, start)
     except StopIteration as stop:
         raise ValueError(f"unexpected text at offset {stop.value}") from None
     except RecursionError:

@@ -75,7 +75,7 @@ def _write_all(fd: int, data: bytes) -> None:
 
 
 def _quote(text: str) -> str:
-    plain = text and all(c.isalnum() and c.isascii() or c in "-._/@^+" for c in text)
+    plain = text and all((c.isalnum() and c.isascii()) or c in "-._/@^+" for c in text)
     if plain:
         return text
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")

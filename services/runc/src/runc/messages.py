@@ -33,7 +33,6 @@ from __future__ import annotations
 import _socket
 
 from gantry.linux import unix
-
 from runc.errors import RuntimeFailure
 
 GO = b"go"

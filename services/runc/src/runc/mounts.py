@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 
 from gantry.linux import mount as linux
-
 from runc.errors import RuntimeFailure
 
 TYPE_CHECKING = False
@@ -23,7 +22,7 @@ CGROUP = "cgroup"
 READONLY = linux.MS_RDONLY
 DEFAULT_PROPAGATION = linux.MS_SLAVE | linux.MS_REC
 
-# What may be mounted inside /proc and /sys of a container: files that stand for the machine's values (as lxcfs does it).
+# What may be mounted inside /proc of a container: files that stand for the machine's values, as lxcfs gives them.
 _PROC_FILES = frozenset(
     (
         "/proc/cpuinfo",
@@ -68,7 +67,9 @@ class MountStep:
 
     def describe(self) -> str:
         """For plans that are printed."""
-        return f"{self.kind} {self.source} on {self.target} type {self.fstype} flags {self.options.flags:#x} {self.data}"
+        return (
+            f"{self.kind} {self.source} on {self.target} type {self.fstype} flags {self.options.flags:#x} {self.data}"
+        )
 
 
 def plan_mounts(spec: Spec, bundle: str) -> list[MountStep]:
@@ -116,7 +117,7 @@ def check_place(step: MountStep) -> None:
     if target in ("/proc", "/sys"):
         wanted = {"/proc": "proc", "/sys": "sysfs"}[target]
         if step.fstype not in (wanted, "bind", "tmpfs") or (target == "/proc" and step.fstype == "tmpfs"):
-            raise RuntimeFailure(f'{target} must be mounted as {wanted}, not as {step.fstype}')
+            raise RuntimeFailure(f"{target} must be mounted as {wanted}, not as {step.fstype}")
     elif target.startswith("/proc/") and target not in _PROC_FILES:
         raise RuntimeFailure(f'"{target}" cannot be mounted because it is inside /proc')
 

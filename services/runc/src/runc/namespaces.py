@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 from gantry.linux import namespaces as linux
-
 from runc.errors import RuntimeFailure, system_text
 
 TYPE_CHECKING = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]
 import ctypes
 import errno
 import os
@@ -11,7 +11,6 @@ import stat
 from gantry.linux import capabilities as linux_capabilities
 from gantry.linux import process as linux_process
 from gantry.linux.libc import check, libc
-
 from runc.errors import RuntimeFailure, describe, system_text
 
 TYPE_CHECKING = False
@@ -238,9 +237,7 @@ def _enter(cwd: str, *, ignore_denied: bool) -> bool:
     except OSError as error:
         if ignore_denied and error.errno in (errno.EACCES, errno.EPERM):
             return False
-        raise RuntimeFailure(
-            f'chdir to cwd ("{cwd}") set in config.json failed: {system_text(error)}'
-        ) from error
+        raise RuntimeFailure(f'chdir to cwd ("{cwd}") set in config.json failed: {system_text(error)}') from error
     return True
 
 
@@ -314,7 +311,7 @@ def reset_signals() -> None:
 def execute(path: str, process: Process, env: dict[str, str], preserved: int) -> NoReturn:
     """execve(2), with only the standard streams and `preserved` more descriptors. Raises OSError."""
     linux_process.cloexec_from(3 + preserved)
-    os.execve(path, process["args"], env)
+    os.execve(path, process["args"], env)  # noqa: S606
 
 
 def execution_failure(path: str, error: OSError) -> str:

@@ -42,7 +42,7 @@ def ensure() -> None:
     bootstrap = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_restart.py")
     # Isolated and without site: what the second start needs is told to it.
     argv = [sys.executable, "-I", "-S", bootstrap, *sys.argv[1:]]
-    os.execve(linux_path(fd), argv, environment)
+    os.execve(linux_path(fd), argv, environment)  # noqa: S606
 
 
 def linux_path(fd: int) -> str:

@@ -13,7 +13,6 @@ import stat
 
 from gantry.linux import mount as linux
 from gantry.linux import path as linux_path
-
 from runc import copying
 from runc.errors import RuntimeFailure, describe, system_text
 from runc.mounts import BIND, CGROUP, DEFAULT_PROPAGATION, MountStep
@@ -139,9 +138,7 @@ def set_attributes(tree: int, step: MountStep) -> None:
             tree, set_attributes=options.recursive_set, clear_attributes=options.recursive_clear, recursive=True
         )
     for propagation in options.propagation:
-        linux.mount_setattr(
-            tree, propagation=propagation & ~linux.MS_REC, recursive=bool(propagation & linux.MS_REC)
-        )
+        linux.mount_setattr(tree, propagation=propagation & ~linux.MS_REC, recursive=bool(propagation & linux.MS_REC))
 
 
 def _bind(root_fd: int, step: MountStep, tree: int | None) -> None:
@@ -177,9 +174,7 @@ def _mount_filesystem(root_fd: int, step: MountStep) -> None:
             mode = stat.S_IMODE(os.fstat(target).st_mode)
             data = ",".join(part for part in (data, f"mode={mode:o}") if part)
         # /dev must take device nodes before it can become read-only; a copied-up tmpfs its files.
-        late_readonly = flags & linux.MS_RDONLY and step.fstype == "tmpfs" and (
-            step.target == "/dev" or step.copies_up
-        )
+        late_readonly = flags & linux.MS_RDONLY and step.fstype == "tmpfs" and (step.target == "/dev" or step.copies_up)
         try:
             linux.mount(step.source, where, step.fstype, flags & ~linux.MS_RDONLY if late_readonly else flags, data)
         except OSError as error:
@@ -253,9 +248,7 @@ def _mount_cgroup(root_fd: int, step: MountStep, paths: Paths, own_namespace: bo
     flags = step.options.flags & ~linux.MS_RDONLY
     target = linux_path.mkdir_all_in_root(root_fd, step.target)
     try:
-        linux.mount(
-            "tmpfs", linux_path.descriptor_path(target), "tmpfs", flags, "mode=755"
-        )
+        linux.mount("tmpfs", linux_path.descriptor_path(target), "tmpfs", flags, "mode=755")
     finally:
         os.close(target)
     done: set[str] = set()

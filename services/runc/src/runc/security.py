@@ -7,7 +7,6 @@ import os
 
 from gantry.linux.libc import MACHINE, syscall
 from gantry.linux.path import write_procfs
-
 from runc.errors import RuntimeFailure, system_text
 
 TYPE_CHECKING = False

@@ -131,7 +131,7 @@ def validate(value: Any) -> Spec:
     if process is None:
         raise RuntimeFailure("process property must not be empty")
     validate_process(process)
-    spec: Spec = value
+    spec: Spec = value  # type: ignore[assignment]
     _check_version(spec)
     _check_namespaces(spec)
     _check_hooks(spec)

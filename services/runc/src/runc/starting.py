@@ -6,7 +6,6 @@ import os
 import select
 
 from gantry.linux import process as linux_process
-
 from runc import hooks
 from runc.errors import RuntimeFailure
 from runc.state import oci_state

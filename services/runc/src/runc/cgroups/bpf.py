@@ -11,7 +11,6 @@ import os
 import sys
 
 from gantry.linux.libc import MACHINE, syscall
-
 from runc.cgroups.devices import WILDCARD, DevicePolicy
 from runc.errors import RuntimeFailure
 

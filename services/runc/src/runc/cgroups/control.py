@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gantry.oci.runtime import Resources
-
     from runc.state import Container
 
 PROCS = "cgroup.procs"
@@ -109,7 +108,7 @@ def _make_cpuset(directory: str) -> None:
 
 
 def _make_unified(directory: str) -> None:
-    """Make the group, and have every level above hand its controllers down (cgroup-v2.rst "Controlling Controllers")."""
+    """Make the group, and have every level above pass controllers down (cgroup-v2.rst, "Controlling Controllers")."""
     available = read(ROOT, "cgroup.controllers").split()
     enable = " ".join(f"+{name}" for name in available)
     current = ROOT

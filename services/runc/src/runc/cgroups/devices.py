@@ -1,6 +1,7 @@
-"""The device rules of a container: emulated first, then said in v1 lines or as a v2 program (config-linux.md "Device allowlist").
+"""The device rules of a container: emulated first, then said in v1 lines or as a v2 program.
 
-Rules are applied in order; the result is a default (all devices allowed, or none) and exceptions to it.
+Rules are applied in order; the result is a default (all devices allowed, or none) and exceptions to it
+(config-linux.md "Device allowlist").
 """
 
 from __future__ import annotations

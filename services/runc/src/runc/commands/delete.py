@@ -33,10 +33,7 @@ def run(context: Context, options: Options, arguments: list[str]) -> int:
     status = container.status
     if status == "stopped":
         deletion.destroy(container, context.log)
-    elif status == "created":
-        deletion.kill(container)
-        deletion.destroy(container, context.log)
-    elif force:
+    elif status == "created" or force:
         deletion.kill(container)
         deletion.destroy(container, context.log)
     else:

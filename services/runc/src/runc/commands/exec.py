@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from runc import console, creation, execution, foreground, jsontext, process, security, state
 from runc import spec as specification
 from runc.errors import EXIT_EXEC_FAILURE, RuntimeFailure, describe
@@ -12,7 +11,6 @@ from runc.job import ExecJob
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from gantry.oci.runtime import Capabilities, Process
-
     from runc.cli import Context
     from runc.state import Container
 
@@ -161,13 +159,15 @@ def _process(container: Container, options: Options, words: list[str]) -> Proces
 
 
 def _with_capabilities(wanted: Process, names: list[str]) -> Capabilities:
-    given: Capabilities = {**wanted.get("capabilities", {})}
-    for kind in ("bounding", "effective", "permitted"):
-        given[kind] = [*given.get(kind, []), *names]
+    before = wanted.get("capabilities", {})
+    given: Capabilities = {**before}
+    given["bounding"] = [*before.get("bounding", []), *names]
+    given["effective"] = [*before.get("effective", []), *names]
+    given["permitted"] = [*before.get("permitted", []), *names]
     # Ambient ones keep them for a user that is not root.
     if wanted.get("user", {}).get("uid", 0) != 0:
-        for kind in ("inheritable", "ambient"):
-            given[kind] = [*given.get(kind, []), *names]
+        given["inheritable"] = [*before.get("inheritable", []), *names]
+        given["ambient"] = [*before.get("ambient", []), *names]
     return given
 
 
@@ -192,5 +192,3 @@ def _id(text: str, what: str) -> int:
         raise RuntimeFailure(
             f'parsing {text} as int for {what} failed: strconv.Atoi: parsing "{text}": invalid syntax'
         ) from None
-
-
