@@ -83,7 +83,7 @@ class Monitor:
         topic = f"{_MARKER_TOPIC}/{marker}"
         namespace = self._containerd.namespace
         request = events_pb2.SubscribeRequest(
-            filters=[f"namespace=={namespace},topic~=|^/tasks/|", f"namespace=={namespace},topic=={topic}"]
+            filters=[f"namespace=={namespace},topic~=|^/tasks/|", f'namespace=={namespace},topic=="{topic}"']
         )
         stream = self._containerd.events.Subscribe(request)
         self._stream = stream
