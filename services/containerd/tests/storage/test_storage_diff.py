@@ -149,9 +149,7 @@ def base(helpers: Any) -> bytes:
 
 @pytest.mark.parametrize("kind", ["overlayfs", "native"])
 @pytest.mark.parametrize("compression", ["", "+gzip", "+zstd"])
-def test_a_difference_applied_again_gives_the_same_tree(
-    world: Any, base: bytes, kind: str, compression: str
-) -> None:
+def test_a_difference_applied_again_gives_the_same_tree(world: Any, base: bytes, kind: str, compression: str) -> None:
     """Diff and apply are inverse, through the overlay's own layer as well as by comparing two trees."""
     snapshotter = world.snapshotters[kind]
     layer = store(world, base, OCI_LAYER, "")

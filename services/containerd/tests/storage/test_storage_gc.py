@@ -120,9 +120,7 @@ def test_back_references(world: Any) -> None:
     """An expired image that belongs to another one lives as long as that."""
     digest = world.put(b"x")
     add_image(world, "main", digest)
-    add_image(
-        world, "extra", digest, **{"containerd.io/gc.expire": PAST, "containerd.io/gc.bref.image": "main"}
-    )
+    add_image(world, "extra", digest, **{"containerd.io/gc.expire": PAST, "containerd.io/gc.bref.image": "main"})
     world.collector.collect()
     assert len(world.images.list(world.scope)) == 2
     world.images.delete(world.scope, "main")

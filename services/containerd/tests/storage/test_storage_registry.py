@@ -66,7 +66,7 @@ class FakeRegistry:
                 if cut:
                     self.close_connection = True
 
-            do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = _serve
+            do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = _serve  # noqa: N815 (the names that the base class calls)
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
@@ -386,8 +386,10 @@ def test_a_token_for_credentials(world: Any, fake: FakeRegistry) -> None:
     server = fake.answer = TokenServer(fake, basic)
     pull(world, fake, credentials=Credentials("me", "secret"))
     assert server.asked[0][2]["authorization"] == basic
-    assert not [headers for _, path, headers in fake.requests if "/v2/" in path and headers.get("authorization") == basic]
-    with pytest.raises(Unauthenticated, match="token server http://.* answered 401"):
+    assert not [
+        headers for _, path, headers in fake.requests if "/v2/" in path and headers.get("authorization") == basic
+    ]
+    with pytest.raises(Unauthenticated, match=r"token server http://.* answered 401"):
         pull(world, fake, credentials=Credentials("me", "wrong"))
 
 
@@ -453,6 +455,7 @@ def test_headers_of_the_client_are_sent(world: Any, fake: FakeRegistry) -> None:
 
 def test_a_registry_that_does_not_tell_the_digest(world: Any, fake: FakeRegistry) -> None:
     """Without the header, and without HEAD, the manifest itself says."""
+
     def answer(self: FakeRegistry, method: str, path: str, headers: dict[str, str]) -> Any:
         if "/manifests/1" in path:
             return (405, {}, b"") if method == "HEAD" else (200, {"Content-Type": DOCKER_MANIFEST}, self.image.manifest)

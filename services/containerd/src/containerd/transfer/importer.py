@@ -49,6 +49,7 @@ class ArchiveImporter:
         self._links: dict[str, str] = {}
         self._documents: dict[str, bytes] = {}
         self._written: list[str] = []
+        self._sink = _Sink()
 
     def run(self, chunks: Iterable[bytes], media_type: str = "") -> Descriptor:
         """Read the archive and return its index, which is in the store afterwards.
@@ -59,6 +60,7 @@ class ArchiveImporter:
         try:
             self._read(pieces)
         except InvalidArchive as error:
+            self._drop_ingests()
             raise InvalidArgument(f"image archive: {error}: invalid argument") from error
         except BaseException:
             self._drop_ingests()
@@ -71,34 +73,35 @@ class ArchiveImporter:
 
     def _read(self, chunks: Iterator[bytes]) -> None:
         reader = TarReader()
-        sink: _Sink | None = None
         entries = 0
-        for chunk in chunks:
-            for event in reader.feed(chunk):
-                if isinstance(event, Member):
-                    if sink is not None:
-                        sink.end()
+        try:
+            for chunk in chunks:
+                for event in reader.feed(chunk):
+                    if not isinstance(event, Member):
+                        self._sink.data(event)
+                        continue
+                    self._sink.end()
                     entries += 1
                     if entries > MAX_ENTRIES:
                         raise InvalidArchive(f"more than {MAX_ENTRIES} entries")
-                    sink = self._begin(event)
-                elif sink is not None:
-                    sink.data(event)
-        reader.close()
-        if sink is not None:
-            sink.end()
+                    self._sink = _Sink()
+                    self._sink = self._begin(event)
+            reader.close()
+            self._sink.end()
+        finally:
+            self._sink.close()
 
-    def _begin(self, member: Member) -> _Sink | None:
+    def _begin(self, member: Member) -> _Sink:
         name = posixpath.normpath(os.fsdecode(member.name)).lstrip("/")
         if member.type == members.SYMBOLIC_LINK:  # docker save, before 25: a layer that another image has as well
             target = posixpath.join(posixpath.dirname(name), os.fsdecode(member.link))
             self._links[name] = posixpath.normpath(target)
-            return None
+            return _Sink()
         if member.type == members.HARD_LINK:
             self._links[name] = posixpath.normpath(os.fsdecode(member.link))
-            return None
+            return _Sink()
         if member.type != members.REGULAR:
-            return None
+            return _Sink()
         if member.extents is not None:
             raise InvalidArchive(f"sparse file {name[:200]!r} in an image archive")
         if name in ("oci-layout", "manifest.json"):
@@ -223,13 +226,16 @@ class ArchiveImporter:
 
 
 class _Sink:
-    """Where the content of one entry goes."""
+    """Where the content of one entry goes: this one drops it."""
 
     def data(self, piece: memoryview) -> None:
-        raise NotImplementedError
+        """Take the next part."""
 
     def end(self) -> None:
-        raise NotImplementedError
+        """The entry is complete."""
+
+    def close(self) -> None:
+        """The archive is over, or broken: nothing may stay open."""
 
 
 class _Document(_Sink):
@@ -260,11 +266,13 @@ class _Blob(_Sink):
         if self._writer is not None and not self._complete:
             self._writer.write(piece)
 
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
     def end(self) -> None:
         digest = self._expected
         if self._hash is not None and f"sha256:{self._hash.hexdigest()}" != self._expected:
-            if self._writer is not None:
-                self._writer.close()
             raise InvalidArgument(f"image archive: {self._name} has another content than its name says")
         if self._writer is not None:
             digest = self._writer.digest
