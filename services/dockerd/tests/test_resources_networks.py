@@ -449,6 +449,18 @@ def test_an_engine_without_a_bridge(tmp_path: Path) -> None:
 
 
 @alone
+def test_a_network_that_another_device_has(tmp_path: Path) -> None:
+    """Two bridges with one network cannot both work, so the second engine says so."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    with engine(tmp_path / "a"):
+        with pytest.raises(errors.Conflict, match=r"10\.77\.0\.0/24 is in use"), engine(tmp_path / "b"):
+            pass
+        with engine(tmp_path / "b", bip="10.77.0.1/25"):
+            pass
+
+
+@alone
 def test_a_device_that_is_no_bridge(tmp_path: Path) -> None:
     """A name that another device has is refused, and that device is left alone."""
     with pytest.raises(errors.Conflict, match="lo exists and is not a bridge"), engine(tmp_path, bridge="lo"):

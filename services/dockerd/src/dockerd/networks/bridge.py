@@ -143,7 +143,13 @@ def connect(
 def choose_address(socket: netlink.RouteSocket, config: Config, name: str, remembered: str | None) -> IPv4Interface:
     """The bridge's address: as set, as an existing bridge has it, as it was, or the first that is free."""
     if config.bip:
-        return ipam.parse_bip(config.bip)
+        address = ipam.parse_bip(config.bip)
+        if address.network in taken_networks(socket, name):
+            # A larger or smaller network elsewhere is the administrator's choice; the same one can only be a mistake.
+            raise errors.Conflict(
+                f"bip: the network {address.network} is in use by another device: choose another for {name}"
+            )
+        return address
     link = socket.link(name)
     if link is not None:
         present = socket.addresses(link.index)
