@@ -65,7 +65,7 @@ class AttachServer:
         self._server = packets.PacketServer(loop, packets.listen(path), self._handle)
 
     def _handle(self, data: bytes | None, descriptors: list[int]) -> tuple[bytes, bool]:
-        reply = stdio_pb2.Reply()
+        reply = stdio_pb2.Reply(code=Code.OK)
         goes_on = True
         try:
             request = _parse(data)

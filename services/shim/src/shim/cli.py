@@ -46,6 +46,11 @@ def _run(flags: Flags) -> None:
 
         template.run(flags)
         return
+    if flags.verb == "template-stop":
+        from shim import template
+
+        template.stop(flags)
+        return
     if not flags.namespace:
         raise UsageError("shim namespace cannot be empty")
     if flags.verb == "start":
@@ -63,4 +68,4 @@ def _run(flags: Flags) -> None:
 
         bootstrap.serve(flags, os.environ)
     else:
-        raise UsageError(f"unknown command {flags.verb!r}: start, delete, template, or none to serve")
+        raise UsageError(f"unknown command {flags.verb!r}: start, delete, template, template-stop, or none to serve")

@@ -21,12 +21,14 @@ from google.protobuf.message import DecodeError
 
 from gantry.contracts.gantry.shim.template.v1 import template_pb2
 from gantry.linux import process as linux_process
+from gantry.linux import unix
 from gantry.ttrpc import address as addresses
 from gantry.ttrpc.errors import Code
 from shim import __version__, bootstrap, cgroups, interpreter, logs, options, packets, preload, server, titles
 from shim.attach import only_descriptor, spec_of
 from shim.errors import AlreadyExists, FailedPrecondition, InvalidArgument, ShimError
 from shim.flags import Flags, UsageError
+from shim.holding import Holding, ResourceExhausted
 from shim.launch import EntryPoint
 from shim.loop import Loop
 from shim.process import Parked, drop
@@ -36,12 +38,6 @@ _log = logging.getLogger(__name__)
 
 MOST_PARKED: Final = 4096
 _Key = tuple[str, str]
-
-
-class ResourceExhausted(ShimError):
-    """Too many connections are parked."""
-
-    code = Code.RESOURCE_EXHAUSTED
 
 
 @dataclass(slots=True)
@@ -78,6 +74,13 @@ class Parking:
             self.loop.on_hangup(client.descriptor, None)
             drop(client)
 
+    def abandon(self, own: _Key) -> None:
+        """In a forked child: closes its copies of other containers' connections."""
+        for key, clients in self.clients.items():
+            if key != own:
+                for client in clients:
+                    os.close(client.descriptor)
+
     def handed_over(self, key: _Key) -> None:
         """A shim has them now: our copies are closed, the connections go on."""
         for client in self.clients.pop(key, []):
@@ -103,6 +106,7 @@ class Template:
         self._scripts = scripts
         self._warm = warm
         self._parking = Parking(self._loop)
+        self._holding = Holding(self._loop)
         self._shims: dict[_Key, int] = {}
         self._server = packets.PacketServer(self._loop, listener, self._handle)
 
@@ -112,18 +116,21 @@ class Template:
         self._reaper.install((signal.SIGTERM, signal.SIGINT))
         try:
             self._loop.run()
-        except _Born:
+        except _Born as born:
             # The child shares the parent's epoll: nothing is unregistered here, the descriptors are only closed.
             self._loop.close()
+            self._parking.abandon((born.parameters.namespace, born.parameters.id))
+            self._holding.abandon()
             signal.set_wakeup_fd(-1)
             self._server.abandon()
             raise
         for key in list(self._parking.clients):
             self._parking.unpark(key)
+        self._holding.close()
         self._server.close()
 
     def _handle(self, data: bytes | None, descriptors: list[int]) -> tuple[bytes, bool]:
-        reply = template_pb2.Reply()
+        reply = template_pb2.Reply(code=Code.OK)
         try:
             request = _parse(data)
         except InvalidArgument as error:
@@ -133,6 +140,8 @@ class Template:
             "fork": lambda: self._fork(request.fork, reply),
             "park": lambda: self._park(request.park, descriptors),
             "unpark": lambda: self._parking.unpark((request.unpark.namespace, request.unpark.id)),
+            "hold": lambda: self._hold(request.hold, descriptors),
+            "answer": lambda: self._answer(request.answer),
             "ping": lambda: self._pong(reply),
             "stop": lambda: self._loop.call_soon(self._loop.stop),
         }
@@ -153,6 +162,14 @@ class Template:
         reply.pong.version = __version__
         reply.pong.pid = os.getpid()
         reply.pong.parked = self._parking.count()
+        reply.pong.held = self._holding.count()
+
+    def _hold(self, hold: template_pb2.Hold, descriptors: list[int]) -> None:
+        self._holding.hold((hold.namespace, hold.id), hold.condition, only_descriptor(descriptors))
+        descriptors.clear()
+
+    def _answer(self, answer: template_pb2.Answer) -> None:
+        self._holding.answer((answer.namespace, answer.id), list(answer.conditions), answer.data)
 
     def _park(self, park: template_pb2.Park, descriptors: list[int]) -> None:
         spec = spec_of(park.session)
@@ -253,6 +270,22 @@ def run(flags: Flags) -> None:
     except _Born as born:
         bootstrap.become_shim(born.parameters, born.listener)
     packets.remove(path)
+
+
+def stop(flags: Flags) -> None:
+    """The template-stop command: asks the template at -socket to end. Shims go on. One that is not there has ended."""
+    if not flags.socket:
+        raise UsageError("template-stop needs -socket PATH")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.settimeout(10)
+        try:
+            unix.connect_path(connection, os.path.abspath(flags.socket))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return
+        connection.send(template_pb2.Request(stop=template_pb2.Stop()).SerializeToString())
+        reply = template_pb2.Reply.FromString(connection.recv(packets.LONGEST))
+        if reply.code:
+            raise ShimError(reply.message)
 
 
 def _detach() -> None:
