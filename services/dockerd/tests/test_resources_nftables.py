@@ -13,6 +13,7 @@ from dockerd.networks.nftables import (
     add_translations,
     delete_table,
     delete_translations,
+    dropping_forward_chains,
     install_table,
 )
 
@@ -59,6 +60,33 @@ def test_rules_do_not_depend_on_the_number_of_ports() -> None:
         [Translation("tcp", IPv4Address(0), port, CONTAINER, 80) for port in range(1000)],
     )
     assert len(many.splitlines()) == len(few.splitlines()) + 1
+
+
+def test_other_firewalls_are_recognised() -> None:
+    """Only chains that forward IPv4 and drop by default stand in containers' way."""
+    listing = """\
+table ip filter {
+\tchain DOCKER-USER {
+\t}
+\tchain FORWARD {
+\t\ttype filter hook forward priority filter; policy drop;
+\t}
+\tchain INPUT {
+\t\ttype filter hook input priority filter; policy drop;
+\t}
+}
+table ip6 filter {
+\tchain FORWARD {
+\t\ttype filter hook forward priority filter; policy drop;
+\t}
+}
+table inet firewall {
+\tchain forward {
+\t\ttype filter hook forward priority 0; policy accept;
+\t}
+}
+"""
+    assert dropping_forward_chains(listing) == ["ip filter FORWARD"]
 
 
 @pytest.mark.root

@@ -16,7 +16,15 @@ from ipaddress import IPv4Address, IPv4Network
 
 from dockerd import errors
 
-__all__ = ["Nftables", "Translation", "add_translations", "delete_table", "delete_translations", "install_table"]
+__all__ = [
+    "Nftables",
+    "Translation",
+    "add_translations",
+    "delete_table",
+    "delete_translations",
+    "dropping_forward_chains",
+    "install_table",
+]
 
 _ANY = IPv4Address(0)
 
@@ -128,6 +136,21 @@ def _elements(table: str, translations: Iterable[Translation], verb: str, *, wit
     return commands
 
 
+def dropping_forward_chains(listing: str) -> list[str]:
+    """Of ``nft list chains``: the chains, as TABLE CHAIN, that drop what is forwarded and not accepted there."""
+    found: list[str] = []
+    table = chain = ""
+    for line in map(str.strip, listing.splitlines()):
+        words = line.split()
+        if words[:1] == ["table"]:
+            table = " ".join(words[1:3])
+        elif words[:1] == ["chain"]:
+            chain = words[1]
+        elif "hook forward" in line and "policy drop" in line and table.split()[0] in ("ip", "inet"):
+            found.append(f"{table} {chain}")
+    return found
+
+
 class Nftables:
     """Runs nftables commands, all of one call in one transaction. Through libnftables; without it through ``nft``."""
 
@@ -141,21 +164,24 @@ class Nftables:
             return
         library.nft_ctx_new.restype = ctypes.c_void_p
         library.nft_ctx_get_error_buffer.restype = ctypes.c_char_p
+        library.nft_ctx_get_output_buffer.restype = ctypes.c_char_p
         context = ctypes.c_void_p(library.nft_ctx_new(0))
         library.nft_ctx_buffer_output(context)
         library.nft_ctx_buffer_error(context)
         self._library, self._context = library, context
 
-    def run(self, commands: str) -> None:
-        """Apply all commands or none. Raises SystemFailure with nftables' own words."""
+    def run(self, commands: str) -> str:
+        """Apply all commands or none, and return what they print. Raises SystemFailure with nftables' own words."""
         if not commands:
-            return
+            return ""
         with self._lock:
             if self._library is None:
-                self._run_program(commands)
-            elif self._library.nft_run_cmd_from_buffer(self._context, commands.encode()) != 0:
+                return self._run_program(commands)
+            if self._library.nft_run_cmd_from_buffer(self._context, commands.encode()) != 0:
                 text: bytes = self._library.nft_ctx_get_error_buffer(self._context)
                 raise _failure(text.decode(errors="replace"))
+            output: bytes = self._library.nft_ctx_get_output_buffer(self._context)
+            return output.decode(errors="replace")
 
     def close(self) -> None:
         """Let go of the library's context."""
@@ -164,7 +190,7 @@ class Nftables:
                 self._library.nft_ctx_free(self._context)
                 self._library = self._context = None
 
-    def _run_program(self, commands: str) -> None:
+    def _run_program(self, commands: str) -> str:
         try:
             done = subprocess.run(["nft", "-f", "-"], input=commands, text=True, capture_output=True, check=False)
         except FileNotFoundError as error:
@@ -173,6 +199,7 @@ class Nftables:
             ) from error
         if done.returncode != 0:
             raise _failure(done.stderr)
+        return done.stdout
 
 
 def _failure(text: str) -> errors.SystemFailure:

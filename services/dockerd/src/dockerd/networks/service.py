@@ -241,6 +241,23 @@ class NetworkService:
         self._nftables = nftables.Nftables()
         translations = [one for endpoint in endpoints for one in endpoint.translations()]
         self._nftables.run(nftables.install_table(self._names.table, name, address.network, translations))
+        self._warn_of_firewalls(self._nftables)
+
+    def _warn_of_firewalls(self, rules: nftables.Nftables) -> None:
+        """Say so when another's rules keep containers from the outside: a packet has to pass all tables."""
+        with _logged("look for other firewalls"):
+            name = self._names.bridge
+            for chain in nftables.dropping_forward_chains(rules.run("list chains")):
+                _log.warning(
+                    "chain %s (a firewall's, or another engine's) drops forwarded packets by default: unless it "
+                    "accepts those from and to %s, containers reach neither each other nor the outside. For one of iptables' "
+                    "chains: iptables -I DOCKER-USER -i %s -j ACCEPT; iptables -I DOCKER-USER -o %s -j ACCEPT "
+                    "(or FORWARD instead of DOCKER-USER)",
+                    chain,
+                    name,
+                    name,
+                    name,
+                )
 
     def _network_for(self, mode: str) -> Network:
         reference = _BRIDGE if mode in ("", "default") else mode
