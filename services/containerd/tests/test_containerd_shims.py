@@ -222,6 +222,7 @@ def test_a_failed_create_leaves_nothing(tmp_path: Path) -> None:
         assert list(world.bundles.all()) == []
         assert world.shims.get(NS, "web") is None
         assert "Shutdown" in world.shim.calls
+        assert not world.deletes.exists()
 
     _run(tmp_path, work)
 
@@ -239,6 +240,7 @@ def test_a_cancelled_create_leaves_nothing(tmp_path: Path) -> None:
             await creating
         await _until(lambda: not list(world.bundles.all()))
         assert world.shims.get(NS, "web") is None
+        assert world.deletes.read_text() == "x"
 
     _run(tmp_path, work)
 

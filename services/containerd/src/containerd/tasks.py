@@ -146,7 +146,8 @@ class Tasks:
         try:
             response = await shim.call("Create", request, shim_pb2.CreateTaskResponse, self._limit(timeout))
         except BaseException as error:
-            await asyncio.shield(asyncio.ensure_future(self._shims.discard(shim)))
+            answered = isinstance(error, ContainerdError) and not isinstance(error, (ShimGone, DeadlineExceeded))
+            await asyncio.shield(asyncio.ensure_future(self._shims.discard(shim, answered=answered)))
             if isinstance(error, ShimGone):
                 raise Unavailable(f"failed to create shim task: {error}: unavailable") from error
             if isinstance(error, ContainerdError):

@@ -162,13 +162,16 @@ class Shims:
 
     # --- end
 
-    async def discard(self, shim: Shim) -> None:
-        """End the shim of a task that could not be created."""
+    async def discard(self, shim: Shim, *, answered: bool) -> None:
+        """End the shim of a task that could not be created.
+
+        Unless the shim has ``answered``, it may have been stopped half-way, and what it began is cleaned up for it.
+        """
         self._forget(shim)
         request = shim_pb2.DeleteRequest(id=shim.id)
         with contextlib.suppress(ContainerdError):
             await shim.call("Delete", request, shim_pb2.DeleteResponse, self._timeout("cleanup"))
-        await self._finish(shim)
+        await self._finish(shim, trusted=answered)
 
     def finish(self, shim: Shim) -> None:
         """End the shim of a task that has been deleted, in the background; a new task of this id waits for it."""
@@ -177,7 +180,7 @@ class Shims:
         task = self._finishing[key] = self._spawn(self._finish(shim))
         task.add_done_callback(lambda _: self._finishing.pop(key, None))
 
-    async def _finish(self, shim: Shim) -> None:
+    async def _finish(self, shim: Shim, *, trusted: bool = True) -> None:
         clean = False
         try:
             request = shim_pb2.ShutdownRequest(id=shim.id)
@@ -188,7 +191,7 @@ class Shims:
         except ContainerdError as error:
             _log.error("failed to shutdown shim: %s", error, extra={"id": shim.id, "namespace": shim.namespace})
         await shim.close()
-        if not clean:
+        if not clean or not trusted:
             # A cold start of the shim's program: only where the shim did not clean up itself.
             await self._run_delete(shim.bundle, shim.binary)
         shim.ended(Exit(KILLED, time.time_ns()))
@@ -324,7 +327,8 @@ class Shims:
         except NotFound:
             _log.info("cleaning leaked shim process", extra=extra)
             self._forget(shim)
-            await self._finish(shim)
+            # A shim gives up a creation when the daemon that asked for it dies: the container may be there in part.
+            await self._finish(shim, trusted=False)
         except ContainerdError as error:
             # One that is stuck, or in trouble, is not dead: its container may be well.
             _log.warning("shim was found, but does not say how it is: %s", error, extra=extra)
