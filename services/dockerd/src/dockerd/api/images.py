@@ -89,7 +89,8 @@ def _import(platform: Platform | None) -> flask.Response:
     name, tag = request.query_text("repo"), request.query_text("tag")
     if name and tag:
         name = str(_with_tag_or_digest(parse_reference(name), tag))
-    asked = ImportRequest(tuple(flask.request.args.getlist("changes")), request.query_text("message"), platform)
+    message = request.query_text("message") or "Imported from -"
+    asked = ImportRequest(tuple(flask.request.args.getlist("changes")), message, platform)
     body = flask.request.stream
     image = current_engine().images.import_archive(body, name, asked)
     return _lines(iter([{"status": image.id}]))
