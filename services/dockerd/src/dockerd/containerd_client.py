@@ -95,7 +95,8 @@ def translate(error: grpc.RpcError, method: str, address: str) -> errors.EngineE
         details = f"cannot connect to containerd at {address} for {name}: {details}"
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
         details = f"containerd at {address} did not answer {name} in time"
-    return _ERRORS.get(code, errors.SystemFailure)(details)
+    # Go's containerd ends the text of an error that has no class with the class's name.
+    return _ERRORS.get(code, errors.SystemFailure)(details.removesuffix(": unknown"))
 
 
 class _Call(Generic[Response]):

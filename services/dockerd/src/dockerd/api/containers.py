@@ -9,9 +9,10 @@ import flask
 
 from dockerd import errors
 from dockerd.api import request
+from dockerd.api.waiting import reply_when
 from dockerd.containers import filters, stats, top, views
 from dockerd.containers.model import Container
-from dockerd.containers.wait import Condition, Outcome
+from dockerd.containers.wait import Condition
 from dockerd.engine import Engine, current_engine
 from dockerd.server.streaming import ResponseStream, open_stream
 
@@ -185,17 +186,7 @@ def wait(reference: str) -> flask.Response:
     engine = current_engine()
     condition = Condition.parse(request.query_text("condition"))
     container_id = engine.containers.get(reference).id
-    stream = open_stream(content_type="application/json")
-
-    def answer(outcome: Outcome) -> None:
-        body: dict[str, Any] = {"StatusCode": outcome.exit_code}
-        if outcome.error:
-            body["Error"] = {"Message": outcome.error}
-        stream.write(request.encode_json(body))
-        stream.close()
-
-    stream.on_close(engine.containers.on_exit(container_id, condition, answer))
-    stream.detach()
+    reply_when(engine, container_id, condition)
 
 
 @blueprint.get("/containers/<reference>/top")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import socket
+from typing import Any, NoReturn
 
 import flask
 
 from dockerd import errors
 from dockerd.api import request
-from dockerd.api.attach import start_exec
 from dockerd.api.containers import terminal_size
+from dockerd.api.headers import common_headers
 from dockerd.containers.exec import Exec
-from dockerd.engine import current_engine
+from dockerd.containers.model import Container
+from dockerd.engine import Engine, current_engine
+from dockerd.server.hijack import upgrade
 from dockerd.stdio import AttachOptions
 
 __all__ = ["blueprint"]
@@ -44,11 +47,23 @@ def start(exec_id: str) -> flask.Response:
         close_stdin_on_eof=True,
     )
     options.check()
-    _prepared, container = engine.execs.prepare(exec_id, console_size=console_size)
+    container = engine.execs.prepare(exec_id, console_size=console_size)
     if not body.flag("Detach"):
-        start_exec(engine, container, exec_id, options, lambda: engine.execs.start(exec_id))
-    engine.execs.start(exec_id)
+        _start_attached(engine, container, exec_id, options)
+    try:
+        engine.execs.start(exec_id)
+    finally:
+        engine.execs.clean(exec_id)
     return flask.Response(status=200)
+
+
+def _start_attached(engine: Engine, container: Container, exec_id: str, options: AttachOptions) -> NoReturn:
+    def take(client: socket.socket, early_input: bytes) -> None:
+        engine.streams.start_exec(container, exec_id, client, early_input, options, lambda: engine.execs.start(exec_id))
+        # Not before: a deletion ends the connection in which the reason of a failure is told.
+        engine.execs.clean(exec_id)
+
+    upgrade(take, multiplexed=options.multiplexed, headers=common_headers())
 
 
 @blueprint.post("/exec/<exec_id>/resize")

@@ -40,6 +40,7 @@ __all__ = ["PROCESS_TYPE_URL", "Exec", "ExecRequest", "ExecService"]
 PROCESS_TYPE_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 
 _KEPT_AFTER_END = 300.0
+_START_TIMEOUT = 10.0
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class Exec:
     exit_code: int | None = None
     pid: int = 0
     ended_at: float = 0.0
+    failed: bool = False
 
     @property
     def command(self) -> list[str]:
@@ -95,6 +97,7 @@ class ExecService:
         self._streams = streams
         self._lock = threading.Lock()
         self._execs: dict[str, Exec] = {}
+        self._settled: dict[str, threading.Event] = {}  # of those that are being started
         containers.watch_execs(self.exited, self._container_removed)
 
     def create(self, reference: str, body: Mapping[str, Any]) -> Exec:
@@ -115,6 +118,10 @@ class ExecService:
 
     def get(self, exec_id: str) -> Exec:
         """The exec, with what containerd knows of its end if that was not told yet. Raises NotFound."""
+        # The client may read the end of the output before Tasks.Start has answered here.
+        settled = self._settled.get(exec_id)
+        if settled is not None:
+            settled.wait(_START_TIMEOUT)
         found = self._find(exec_id)
         if not found.running:
             return found
@@ -133,11 +140,11 @@ class ExecService:
         with self._lock:
             return [entry.id for entry in self._execs.values() if entry.container_id == container_id and entry.running]
 
-    def prepare(self, exec_id: str, *, console_size: Sequence[int] | None = None) -> tuple[Exec, Container]:
+    def prepare(self, exec_id: str, *, console_size: Sequence[int] | None = None) -> Container:
         """Make the exec known to containerd, so that its streams can be attached before it starts.
 
         Raises NotFound, Conflict when it has run or its container does not run, InvalidParameter for a user that is not
-        there; then :meth:`start` or :meth:`abandon` has to follow.
+        there; else :meth:`start` has to follow.
         """
         with self._lock:
             found = self._find(exec_id)
@@ -146,6 +153,7 @@ class ExecService:
             if found.exit_code is not None:
                 raise errors.Conflict(f"exec command {exec_id} has already run")
             found = self._execs[exec_id] = replace(found, starting=True)
+            self._settled[exec_id] = threading.Event()
         try:
             container = self._running(found.container_id)
             self._publish(container, f"exec_start: {_words(found)}", found)
@@ -153,30 +161,33 @@ class ExecService:
         except errors.EngineError as error:
             self._failed(found, error)
             raise
-        return found, container
+        return container
 
     def start(self, exec_id: str) -> None:
-        """Run a prepared exec. Raises InvalidParameter when its command cannot be run, with runc's reason."""
+        """Run a prepared exec.
+
+        Raises InvalidParameter when its command cannot be run, with runc's reason; then :meth:`clean` has to follow.
+        """
         found = self._find(exec_id)
-        container = self._containers.get(found.container_id)
         try:
+            container = self._containers.get(found.container_id)
             self._streams.before_start(container, exec_id)
             reply = self._containerd.tasks.Start(tasks_pb2.StartRequest(container_id=container.id, exec_id=exec_id))
         except errors.EngineError as error:
-            self._delete(found)
             raise self._failed(found, error) from error
         with self._lock:
             now = self._execs.get(exec_id)
             # The news of its end may have been quicker.
             if now is not None and now.exit_code is None:
                 self._execs[exec_id] = replace(now, running=True, starting=False, pid=reply.pid)
+        self._settle(exec_id)
 
-    def abandon(self, exec_id: str) -> None:
-        """Undo :meth:`prepare`."""
+    def clean(self, exec_id: str) -> None:
+        """Delete at containerd an exec that did not start, once its client knows why. Others are left alone."""
         found = self._find(exec_id)
-        self._delete(found)
-        with self._lock:
-            self._execs[exec_id] = replace(found, starting=False)
+        if found.failed or found.starting:
+            self._delete(found)
+            self._settle(exec_id)
 
     def resize(self, exec_id: str, height: int, width: int) -> None:
         """Set the size of its terminal. Raises NotFound, Conflict when it does not run."""
@@ -211,6 +222,12 @@ class ExecService:
             container = self._containers.find(event.container_id)
             if container is not None:
                 self._publish(container, "exec_die", found, {"exitCode": str(event.exit_status)})
+
+    def _settle(self, exec_id: str) -> None:
+        with self._lock:
+            settled = self._settled.pop(exec_id, None)
+        if settled is not None:
+            settled.set()
 
     def _container_removed(self, container_id: str) -> None:
         with self._lock:
@@ -268,8 +285,9 @@ class ExecService:
         with self._lock:
             if found.id in self._execs:
                 self._execs[found.id] = replace(
-                    found, starting=False, running=False, exit_code=code, ended_at=time.monotonic()
+                    found, starting=False, exit_code=code, ended_at=time.monotonic(), failed=True
                 )
+        self._settle(found.id)
         return errors.InvalidParameter(str(error)) if code in (126, 127) else error
 
     def _publish(self, container: Container, action: str, entry: Exec, extra: Mapping[str, str] | None = None) -> None:

@@ -12,7 +12,7 @@ from dockerd.containers.model import Container, Status
 from dockerd.containers.parts import Parts
 from dockerd.containers.registry import Handle
 from dockerd.containers.starting import Starting, delete_container, delete_task
-from dockerd.containers.wait import Outcome
+from dockerd.containers.wait import Condition, Outcome
 
 __all__ = ["Exits"]
 
@@ -54,6 +54,7 @@ class Exits:
         ran_for = _seconds_between(state.started_at, finished_at)
         parts.publish(ended, "die", {"exitCode": str(exit_code), "execDuration": str(int(ran_for))})
         handle.waiters.exited(Outcome(exit_code))
+        parts.streams.answer(container.id, (Condition.NOT_RUNNING, Condition.NEXT_EXIT), exit_code)
         if again:
             self.schedule(handle, ran_for)
         elif container.host_config.auto_remove and not handle.restarting_by_user:

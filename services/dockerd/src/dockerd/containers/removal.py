@@ -10,7 +10,7 @@ from dockerd.containers.model import Status
 from dockerd.containers.parts import Parts
 from dockerd.containers.registry import Handle
 from dockerd.containers.starting import Starting, delete_container
-from dockerd.containers.wait import Outcome
+from dockerd.containers.wait import Condition, Outcome
 
 __all__ = ["Removal"]
 
@@ -37,11 +37,13 @@ class Removal:
         except BaseException as error:
             self._parts.change(handle, status=Status.DEAD, error=str(error))
             handle.waiters.removal_failed(Outcome(exit_code, str(error)))
+            self._parts.streams.answer(container.id, (Condition.REMOVED,), exit_code, str(error))
             raise
         handle.removed = True
         self._parts.registry.remove(handle)
         self._parts.publish(container, "destroy")
         handle.waiters.removed(Outcome(exit_code))
+        self._parts.streams.answer(container.id, tuple(Condition), exit_code)
 
     def _take_apart(self, handle: Handle, volumes: bool, ended: bool) -> None:
         parts, container = self._parts, handle.container

@@ -136,14 +136,14 @@ def container_mode(mode: str) -> str | None:
 
 
 def _check_modes(config: ContainerConfig, host_config: HostConfig) -> None:
-    for field, mode, words in (
+    for field, mode, allowed in (
         ("PidMode", host_config.pid_mode, ("", "host")),
         ("IpcMode", host_config.ipc_mode, ("", "host", "private", "shareable", "none")),
         ("UTSMode", host_config.uts_mode, ("", "host")),
         ("CgroupnsMode", host_config.cgroupns_mode, ("", "host", "private")),
     ):
         joins = container_mode(mode) if field in ("PidMode", "IpcMode") else None
-        if mode not in words and not joins:
+        if mode not in allowed and not joins:
             raise errors.InvalidParameter(f"invalid {field}: {mode}")
     network = host_config.network_mode
     if container_mode(network) == "":
