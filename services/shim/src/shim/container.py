@@ -239,7 +239,7 @@ class Container:
                     )
             except (OSError, ShimError) as error:
                 self._exec_gone()
-                process.fail(time.time_ns())
+                process.not_started(time.time_ns())
                 if isinstance(error, ShimError):
                     raise
                 raise ShimError(f"failed to start exec {exec_id}: {error}") from error

@@ -81,6 +81,11 @@ class Process:
         self.state = State.STOPPED
         self.ended.set_result(ended)
 
+    def not_started(self, at: int) -> None:
+        """The runtime could not start it: waiters are told 255. Its clients' connections stay until it is deleted, so
+        that whoever asked for the start can say in them what went wrong."""
+        self.ended.set_result(Exit(0, 255, at))
+
     def fail(self, at: int) -> None:
         """The process could not be started: its clients read an end, and waiters are told 255."""
         self.streams.abort()

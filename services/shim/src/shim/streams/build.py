@@ -132,11 +132,12 @@ class ProcessStreams:
         self._child_ends.clear()
 
     async def started(self) -> None:
-        """Takes over the terminal that the runtime made. RuntimeFailure when it sent none."""
+        """Takes over the terminal that the runtime made, and reads on. RuntimeFailure when it sent none."""
         if self.console is not None:
             master = await self.console.receive()
             self._close_console()
             self.hub.set_console(master, with_input=bool(self._config.stdin))
+        self.hub.begin()
 
     def _close_console(self) -> None:
         if self.console is not None:

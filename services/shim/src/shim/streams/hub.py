@@ -43,10 +43,14 @@ class Hub:
         self._sinks.append(sink)
 
     def add_output(self, descriptor: int, stream: int, *, terminal: bool = False) -> None:
-        """Reads a stream from now on."""
+        """Takes a stream; it is read from `begin` on."""
         output = Output(self._loop, descriptor, lambda data: self._deliver(stream, data), terminal=terminal)
         self._outputs.append(output)
-        output.resume()
+
+    def begin(self) -> None:
+        """The process runs. What was written before is of the runtime, and is nobody's when it failed."""
+        for output in self._outputs:
+            output.resume()
 
     def set_input(self, target: Input) -> None:
         """Gives the process an input, and to it what attached clients send."""
