@@ -239,23 +239,25 @@ def test_damaged_credentials(value: str) -> None:
 def test_pull_errors_in_the_real_engines_words() -> None:
     """Clients match on these texts and statuses."""
     reference = references.parse("127.0.0.1:1/x:2")
-    missing = translate_pull_error(errors.NotFound("127.0.0.1:1/x:2: not found"), reference)
+    missing = translate_pull_error(errors.NotFound("127.0.0.1:1/x:2: not found"), reference, "http")
     assert (missing.status, str(missing)) == (
         404,
         "manifest for 127.0.0.1:1/x:2 not found: manifest unknown: manifest unknown",
     )
     text = 'failed to do request: Head "http://127.0.0.1:1/v2/x/manifests/2": Connection refused: unavailable'
-    refused = translate_pull_error(errors.Unavailable(text), reference)
+    refused = translate_pull_error(errors.Unavailable(text), reference, "http")
     assert (refused.status, str(refused)) == (
         500,
         'Get "http://127.0.0.1:1/v2/": dial tcp 127.0.0.1:1: connect: connection refused',
     )
-    denied = translate_pull_error(errors.Unauthorized("no: authorization failed"), reference)
+    denied = translate_pull_error(errors.Unauthorized("no: authorization failed"), reference, "http")
     assert denied.status == 404
     assert str(denied).startswith(
         "pull access denied for 127.0.0.1:1/x, repository does not exist or may require 'docker login': denied: "
     )
-    lacking = translate_pull_error(errors.NotSupported("unknown service"), reference)
+    anonymous = translate_pull_error(errors.Unauthorized("127.0.0.1:1: no basic auth credentials"), reference, "http")
+    assert str(anonymous) == 'Head "http://127.0.0.1:1/v2/x/manifests/2": no basic auth credentials'
+    lacking = translate_pull_error(errors.NotSupported("unknown service"), reference, "http")
     assert "does not offer the transfer service" in str(lacking)
 
 

@@ -86,7 +86,8 @@ class Exchange:
                         yield {"status": f"Pulling from {asked.path}", "id": asked.tag or str(asked.digest)}
                     yield from told.feed(step)
             except errors.EngineError as error:
-                raise registries.translate_pull_error(error, asked) from error
+                scheme = source.resolver.default_scheme
+                raise registries.translate_pull_error(error, asked, scheme) from error
         if not begun:
             yield {"status": f"Pulling from {asked.path}", "id": asked.tag or str(asked.digest)}
         yield from self._pulled(asked, before, told, platform)

@@ -70,9 +70,12 @@ def _within(host: str, network: str) -> bool:
         return False
 
 
-def translate_pull_error(error: errors.EngineError, reference: Reference) -> errors.EngineError:
-    """What the real engine says when a pull fails this way."""
+def translate_pull_error(error: errors.EngineError, reference: Reference, scheme: str) -> errors.EngineError:
+    """What the real engine says when a pull (over ``scheme``) fails this way."""
     text = str(error)
+    if "no basic auth credentials" in text:
+        path = f"/v2/{reference.path}/manifests/{reference.digest or reference.tag}"
+        return errors.SystemFailure(f'Head "{scheme}://{reference.domain}{path}": no basic auth credentials')
     unreachable = _unreachable(text)
     if unreachable is not None:
         return unreachable

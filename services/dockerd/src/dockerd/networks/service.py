@@ -250,9 +250,9 @@ class NetworkService:
             for chain in nftables.dropping_forward_chains(rules.run("list chains")):
                 _log.warning(
                     "chain %s (a firewall's, or another engine's) drops forwarded packets by default: unless it "
-                    "accepts those from and to %s, containers reach neither each other nor the outside. For one of "
-                    "iptables' chains: iptables -I DOCKER-USER -i %s -j ACCEPT; iptables -I DOCKER-USER -o %s -j ACCEPT "
-                    "(or FORWARD instead of DOCKER-USER)",
+                    "accepts those from and to %s, containers reach neither each other nor the outside. "
+                    "For a chain of iptables: iptables -I DOCKER-USER -i %s -j ACCEPT; "
+                    "iptables -I DOCKER-USER -o %s -j ACCEPT (or FORWARD instead of DOCKER-USER)",
                     chain,
                     name,
                     name,
