@@ -20,7 +20,7 @@ from dockerd.stdio import AttachOptions, StreamService
 from dockerd.stdio.service import parse_size
 from gantry.contracts.gantry.shim.template.v1 import template_pb2
 from gantry.contracts.gantry.stdio.v1 import stdio_pb2
-from gantry.linux.unix import bind_path, receive_packet, send_packet
+from gantry.linux.unix import bind_path, receive_packet
 from gantry.stdio import jsonfile, uri
 from gantry.stdio.framing import Decoder, Stream
 
@@ -50,6 +50,8 @@ class Peer:
         self.codes: list[int] = []
         self.requests: list[Any] = []
         self.clients: list[socket.socket] = []
+        self.connections: list[socket.socket] = []
+        self.hang_up = False
         self.thread = threading.Thread(target=self.serve, daemon=True)
         self.thread.start()
 
@@ -60,6 +62,11 @@ class Peer:
             except OSError:
                 return
             data, descriptors = receive_packet(connection, 1 << 18)  # type: ignore[arg-type]
+            if self.hang_up:
+                connection.close()
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                continue
             request = self.request()
             request.ParseFromString(data)
             self.requests.append(request)
@@ -69,14 +76,15 @@ class Peer:
                     self.clients.append(socket.socket(fileno=descriptor))
                 else:
                     os.close(descriptor)
-            send_packet(connection, self.reply(code=code, message="as told").SerializeToString())  # type: ignore[arg-type]
-            connection.close()
+            message = "as told" if code else ""  # a reply of success is a packet without bytes
+            connection.send(self.reply(code=code, message=message).SerializeToString())
+            self.connections.append(connection)
 
     def close(self) -> None:
         self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
         self.thread.join()
-        for client in self.clients:
+        for client in (*self.clients, *self.connections):
             client.close()
 
 
@@ -244,6 +252,15 @@ def test_without_a_template_the_engine_waits_itself(
     peer.close()
 
 
+def test_a_shim_that_hangs_up_is_not_taken_for_one_that_agreed(
+    handing: StreamService, shim: Peer, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """The end of a connection and an empty reply look the same to recv."""
+    shim.hang_up = True
+    with pytest.raises(SystemFailure, match="closed without an answer"):
+        handing.attach(Target(), "e1", pair[1], b"", ALL)
+
+
 def test_a_refused_exec_closes_the_connection(
     handing: StreamService, shim: Peer, pair: tuple[socket.socket, socket.socket]
 ) -> None:
@@ -351,6 +368,7 @@ def test_pumped_input_arrives_and_ends(
     target = Target(log_driver="none")
     names = pumping.uris(target)
     pumping.attach(target, None, pair[1], b"early ", ALL)
+    pumping.before_start(target)
     reader = os.open(names.stdin, os.O_RDONLY)
     payload = os.urandom(1 << 20)
     sender = threading.Thread(target=lambda: (pair[0].sendall(payload), pair[0].shutdown(socket.SHUT_WR)))
@@ -366,24 +384,61 @@ def test_pumped_input_arrives_and_ends(
     pumping.after_exit("c1")
 
 
+def test_pumped_input_that_ends_before_the_start_ends_after_it(
+    pumping: StreamService, containerd: Containerd, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """``echo x | docker run -i``: containerd is told only once it knows the process."""
+    target = Target(log_driver="none")
+    pumping.attach(target, None, pair[1], b"", ALL)
+    names = pumping.uris(target)
+    pair[0].sendall(b"x")
+    pair[0].shutdown(socket.SHUT_WR)
+    assert not containerd.close_io.wait(0.1)
+    reader = os.open(names.stdin, os.O_RDONLY | os.O_NONBLOCK)
+    pumping.before_start(target)
+    assert containerd.close_io.wait(10)
+    assert os.read(reader, 10) == b"x"
+    os.close(reader)
+    pumping.after_exit("c1")
+
+
 def test_pumped_input_stays_open_without_stdin_once(
     pumping: StreamService, containerd: Containerd, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     """The next session goes on typing."""
     target = Target(log_driver="none", stdin_once=False)
     names = pumping.uris(target)
+    pumping.before_start(target)
     pumping.attach(target, None, pair[1], b"", AttachOptions(stdin=True, stdout=True))
     reader = os.open(names.stdin, os.O_RDONLY)
     pair[0].sendall(b"one")
     assert os.read(reader, 100) == b"one"
     pair[0].shutdown(socket.SHUT_WR)
-    out = open_write(names.stdout)
-    os.write(out, b"still here")
-    assert pair[0].recv(100)[8:] == b"still here"
+    assert pair[0].recv(100) == b""
     assert not containerd.close_io.is_set()
-    os.close(out)
+    again, server = socket.socketpair()
+    pumping.attach(target, None, server, b"two", AttachOptions(stdin=True, stdout=True))
+    assert os.read(reader, 100) == b"two"
+    again.close()
     os.close(reader)
     pumping.after_exit("c1")
+
+
+def test_a_session_without_input_survives_the_end_of_its_sending_half(
+    pumping: StreamService, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """``docker run`` without -i closes it at once."""
+    target = Target(log_driver="none")
+    names = pumping.uris(target)
+    pumping.attach(target, None, pair[1], b"", AttachOptions(stdout=True, multiplexed=False))
+    pumping.before_start(target)
+    pair[0].shutdown(socket.SHUT_WR)
+    out = open_write(names.stdout)
+    os.write(out, b"still here")
+    assert pair[0].recv(100) == b"still here"
+    os.close(out)
+    pumping.after_exit("c1")
+    assert pair[0].recv(1) == b""
 
 
 def test_detach_keys_end_a_pumped_session(pumping: StreamService, pair: tuple[socket.socket, socket.socket]) -> None:
@@ -391,6 +446,7 @@ def test_detach_keys_end_a_pumped_session(pumping: StreamService, pair: tuple[so
     target = Target(tty=True, log_driver="none")
     names = pumping.uris(target)
     assert names.stderr == ""
+    pumping.before_start(target)
     pumping.attach(target, None, pair[1], b"", AttachOptions(stdin=True, stdout=True, multiplexed=False))
     reader = os.open(names.stdin, os.O_RDONLY)
     pair[0].sendall(b"a\x10")

@@ -126,11 +126,14 @@ class Session:
         if data:
             self._input(data)
             return
-        # The client's sending half is closed; what the process says still arrives.
         self._reading = False
         self._update()
-        if self.view.stdin and self.view.close_stdin_on_eof:
+        if not self.view.stdin:
+            return  # it had nothing to say; what the process says still arrives
+        if self.view.close_stdin_on_eof and not self._process.terminal:
             self._process.close_stdin()
+        else:
+            self.end()  # as the real engine: who stops typing has finished, and the process's input stays open
 
     def _input(self, data: bytes) -> None:
         if not self.view.stdin:
@@ -197,12 +200,14 @@ class Process:
     _outputs: list[_Output] = field(default_factory=list)
     _stdin: int = -1
     _stdin_closing: bool = False
+    _started: bool = False
     _pending: deque[tuple[bytes, Session]] = field(default_factory=deque)
     _stdin_watched: bool = False
     _open: bool = False
+    _begun: bool = False
 
     def open(self, stdin: str, stdout: str, stderr: str) -> None:
-        """Open the FIFOs (empty: there is none) and begin copying, for the sessions that wait already too."""
+        """Open the FIFOs (empty: there is none) and copy what the process writes, to who waits already too."""
         if self._open:
             return
         self._open = True
@@ -215,6 +220,12 @@ class Process:
             self.reactor.watch(output.fd, READ, partial(self._copy, output))
         if stdin:
             self._stdin = _open_fifo(stdin)
+
+    def begin(self) -> None:
+        """Let the sessions type: containerd knows the process, so that the end of its input can be told."""
+        if self._begun:
+            return
+        self._begun = True
         for session in list(self._sessions):
             session.start()
 
@@ -222,7 +233,7 @@ class Process:
         """Let a client take part, from now on or from the process's start."""
         self._sessions.append(session)
         session.wait()
-        if self._open:
+        if self._begun:
             session.start()
 
     def finish(self) -> None:
@@ -274,7 +285,12 @@ class Process:
         if self._stdin < 0 or self._stdin_closing:
             return
         self._stdin_closing = True
-        if not self._pending:
+        self._end_stdin()
+
+    def started(self) -> None:
+        """The shim has opened the FIFOs. What a FIFO holds is lost when it is closed before that."""
+        self._started = True
+        if self._stdin_closing:
             self._end_stdin()
 
     def session_closed(self, session: Session) -> None:
@@ -334,6 +350,8 @@ class Process:
             self._end_stdin()
 
     def _end_stdin(self) -> None:
+        if self._pending or not self._started or self._stdin < 0:
+            return
         self._drop_stdin()
         # The shim holds the FIFO's writing end too; only containerd can make it let go.
         threading.Thread(target=self.close_io, name="close-io", daemon=True).start()

@@ -175,7 +175,15 @@ class StreamService:
 
     def before_start(self, target: StreamTarget, exec_id: str | None = None) -> None:
         """To be called between Tasks.Create (or Exec) and Tasks.Start: attaches who waits here."""
-        if exec_id is not None or not self._hands_over:
+        if not self._hands_over:
+            with self._lock:
+                process = self._pumps.get((target.id, exec_id or ""))
+            if process is not None:
+                self._in_loop(process.begin)
+                if exec_id is None:  # its FIFOs were opened at Tasks.Create, an exec's will be at Tasks.Start
+                    self._in_loop(process.started)
+            return
+        if exec_id is not None:
             return
         with self._lock:
             waiting = self._waiting.pop(target.id, [])
@@ -201,6 +209,8 @@ class StreamService:
             # An exec's streams have no log: they are read so that it does not block, and its next session goes on.
             process = self._process(target, exec_id, terminal=not paths["stderr"])
             self._reactor.call_soon(partial(process.open, **paths))
+            self._reactor.call_soon(process.begin)
+            self._reactor.call_soon(process.started)
 
     def after_exit(self, container_id: str, exec_id: str | None = None) -> None:
         """To be called once the process has ended and was deleted at containerd: what it wrote is passed on."""
@@ -269,6 +279,7 @@ class StreamService:
         try:
             self.attach(target, exec_id, client, early_input, options)
             start()
+            self._pump_started(target.id, exec_id)
         except EngineError as error:
             tell_failure(voice, str(error), options.multiplexed)
         finally:
@@ -397,6 +408,13 @@ class StreamService:
                     dict(target.log_attributes),
                 )
         return process
+
+    def _pump_started(self, container_id: str, exec_id: str | None) -> None:
+        """Tasks.Start has answered."""
+        with self._lock:
+            process = self._pumps.get((container_id, exec_id or ""))
+        if process is not None:
+            self._reactor.call_soon(process.started)
 
     def _join_pump(
         self,
