@@ -461,6 +461,20 @@ def test_a_network_that_another_device_has(tmp_path: Path) -> None:
 
 
 @alone
+def test_another_bip(tmp_path: Path) -> None:
+    """The bridge gets its new address while no container uses it, and is left alone while one does."""
+    with engine(tmp_path):
+        pass
+    with engine(tmp_path, bip="10.78.0.1/24") as service:
+        assert publish(service).address == "10.78.0.2"
+    with pytest.raises(errors.Conflict, match=r"exists with address 10\.78\.0\.1/24"), engine(tmp_path):
+        pass
+    with engine(tmp_path, bip="") as service:  # what it was
+        assert service.gateway == "10.78.0.1"
+        service.restore([])
+
+
+@alone
 def test_a_device_that_is_no_bridge(tmp_path: Path) -> None:
     """A name that another device has is refused, and that device is left alone."""
     with pytest.raises(errors.Conflict, match="lo exists and is not a bridge"), engine(tmp_path, bridge="lo"):
@@ -491,3 +505,39 @@ def test_networks_are_found_by_name_and_id(tmp_path: Path) -> None:
     with engine(tmp_path) as service:
         assert {network.name: network.id for network in service.networks()} == ids
         assert service.network("bridge").subnet == "10.77.0.0/24"
+
+
+@alone
+def test_many_at_once(tmp_path: Path) -> None:
+    """Containers that start and end at the same time get addresses and ports of their own."""
+    with engine(tmp_path) as service:
+        seen: list[tuple[str, str]] = []
+        failures: list[BaseException] = []
+
+        def work(number: int) -> None:
+            try:
+                for _ in range(5):
+                    attachment = publish(service, f"c{number}", p80="")
+                    seen.append((attachment.address, attachment.settings["Ports"]["80/tcp"][0]["HostPort"]))
+                    service.release(f"c{number}" * 8)
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+        assert len(seen) == 40
+        assert {address for address, _ in seen} <= {f"10.77.0.{number}" for number in range(2, 10)}
+        assert service.endpoints() == []
+        assert "elements" not in ruleset()
+        # The kernel tears the device pairs down in the background.
+        with netlink.RouteSocket() as host:
+            for _ in range(500):
+                if not [link for link in host.links() if link.kind == "veth"]:
+                    break
+                threading.Event().wait(0.01)
+            else:
+                raise AssertionError(links())

@@ -14,7 +14,16 @@ from dockerd import errors
 from dockerd.config import Config
 from dockerd.networks import ipam, netlink, netns
 
-__all__ = ["Bridge", "EngineNames", "choose_address", "connect", "engine_names", "ensure_bridge", "prepare_loopback"]
+__all__ = [
+    "Bridge",
+    "EngineNames",
+    "choose_address",
+    "connect",
+    "engine_names",
+    "ensure_bridge",
+    "prepare_loopback",
+    "remove_other",
+]
 
 _INTERFACE = "eth0"
 _DEVICE_NAME = re.compile(r"[^/:\s]{1,15}")
@@ -91,6 +100,13 @@ def ensure_bridge(socket: netlink.RouteSocket, name: str, address: IPv4Interface
     netns.write_sysctl(f"net/ipv4/conf/{name}/route_localnet", "1")
     socket.run([*requests, netlink.set_up(link.index, name)])
     return Bridge(name, link.index, address, mtu)
+
+
+def remove_other(socket: netlink.RouteSocket, name: str, address: IPv4Interface) -> None:
+    """Remove a bridge of the engine's own that nobody uses, if it has another address: ``--bip`` was changed."""
+    link = socket.link(name)
+    if link is not None and link.kind == "bridge" and address not in socket.addresses(link.index):
+        socket.run([netlink.delete_link(name)])
 
 
 def prepare_loopback(socket: netlink.RouteSocket) -> None:

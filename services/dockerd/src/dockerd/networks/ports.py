@@ -10,14 +10,15 @@ import errno
 import os
 import re
 import socket
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from dockerd import errors
 
-__all__ = ["BindError", "Binding", "PortRequest", "bind_first_free", "parse_port", "parse_requests"]
+__all__ = ["BindError", "Binding", "PortKeeper", "PortRequest", "bind_first_free", "parse_port", "parse_requests"]
 
 _PROTOCOLS = ("tcp", "udp", "sctp")
 _PORT = re.compile(r"([0-9]{1,5})(?:/([a-z]+))?")
@@ -156,3 +157,51 @@ def _bind(protocol: str, address: IPv4Address, port: int) -> socket.socket:
         keeper.close()
         raise BindError(port, error.errno or errno.EIO) from error
     return keeper
+
+
+class _KeptPort(NamedTuple):
+    protocol: str
+    address: IPv4Address
+    port: int
+    keeper: socket.socket
+
+
+class PortKeeper:
+    """The host ports that containers have. Threads may use it at the same time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: dict[str, list[_KeptPort]] = {}  # by container
+
+    def keep(self, container_id: str, request: PortRequest) -> int:
+        """Reserve a host port for a container, and return it. Raises :class:`BindError`."""
+        with self._lock:
+            port, keeper = bind_first_free(request)
+            kept = _KeptPort(request.protocol, request.host_address, port, keeper)
+            self._kept.setdefault(container_id, []).append(kept)
+        return port
+
+    def has(self, protocol: str, address: IPv4Address, port: int) -> bool:
+        """Whether a container has the port, on this address or on any."""
+        anywhere = IPv4Address(0)
+        with self._lock:
+            return any(
+                (one.protocol, one.port) == (protocol, port)
+                and (address == one.address or anywhere in (address, one.address))
+                for kept in self._kept.values()
+                for one in kept
+            )
+
+    def release(self, container_id: str) -> None:
+        """Make a container's ports free again."""
+        with self._lock:
+            for kept in self._kept.pop(container_id, ()):
+                kept.keeper.close()
+
+    def close(self) -> None:
+        """Make all ports free."""
+        with self._lock:
+            for kept in self._kept.values():
+                for one in kept:
+                    one.keeper.close()
+            self._kept.clear()

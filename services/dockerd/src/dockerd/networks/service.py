@@ -11,11 +11,9 @@ import dataclasses
 import logging
 import os
 import secrets
-import socket
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address
-from typing import NamedTuple
 
 from dockerd import errors
 from dockerd.config import Config
@@ -35,15 +33,6 @@ _PREFIX = "failed to set up container networking: "
 _IP_FORWARD = "/proc/sys/net/ipv4/ip_forward"
 
 
-class _KeptPort(NamedTuple):
-    """A host port that belongs to a container, and the socket that keeps it from others."""
-
-    protocol: str
-    address: IPv4Address
-    port: int
-    keeper: socket.socket
-
-
 class NetworkService:
     """Networks and endpoints. Threads may call it at the same time."""
 
@@ -53,8 +42,8 @@ class NetworkService:
         self._store = NetworkStore(database)
         self._names = bridges.engine_names(config)
         self._namespaces = os.path.join(config.exec_root, "netns")
-        self._lock = threading.Lock()  # of the pool and the keepers
-        self._kept: dict[str, list[_KeptPort]] = {}  # by container
+        self._ports = ports.PortKeeper()
+        self._lock = threading.Lock()  # of the pool
         self._pool: ipam.AddressPool | None = None
         self._bridge: bridges.Bridge | None = None
         self._netlink: netlink.RouteSocket | None = None
@@ -77,11 +66,7 @@ class NetworkService:
 
     def close(self) -> None:
         """Let go of sockets. Bridge, rules and containers' networks stay; published ports are no longer kept."""
-        with self._lock:
-            for kept in self._kept.values():
-                for port in kept:
-                    port.keeper.close()
-            self._kept.clear()
+        self._ports.close()
         if self._netlink is not None:
             self._netlink.close()
         if self._nftables is not None:
@@ -221,6 +206,9 @@ class NetworkService:
         name = self._names.bridge
         remembered = self._store.bridge_address(_BRIDGE)
         address = bridges.choose_address(host, self._config, name, remembered)
+        endpoints = [endpoint for endpoint in self._store.endpoints() if endpoint.address]
+        if not self._config.bridge and not endpoints:
+            bridges.remove_other(host, name, address)
         self._bridge = bridges.ensure_bridge(host, name, address, self._config.mtu)
         self._store.set_bridge(
             _BRIDGE,
@@ -234,7 +222,6 @@ class NetworkService:
                 "com.docker.network.driver.mtu": str(self._config.mtu),
             },
         )
-        endpoints = [endpoint for endpoint in self._store.endpoints() if endpoint.address]
         used = [IPv4Address(endpoint.address) for endpoint in endpoints]
         self._pool = ipam.AddressPool(address.network, [address.ip], used)
         _enable_forwarding()
@@ -337,9 +324,9 @@ class NetworkService:
         for request in requests:
             host = request.host_address
             try:
-                port = self._keep(endpoint.container_id, request)
+                port = self._ports.keep(endpoint.container_id, request)
             except ports.BindError as error:
-                if self._is_kept(request.protocol, host, error.port):
+                if self._ports.has(request.protocol, host, error.port):
                     reason = f"Bind for {host}:{error.port} failed: port is already allocated"
                 else:
                     reason = (
@@ -353,31 +340,13 @@ class NetworkService:
             published.append(PublishedPort(request.port, request.protocol, str(host), port))
         return tuple(published)
 
-    def _keep(self, container_id: str, request: ports.PortRequest) -> int:
-        with self._lock:
-            port, keeper = ports.bind_first_free(request)
-            kept = _KeptPort(request.protocol, request.host_address, port, keeper)
-            self._kept.setdefault(container_id, []).append(kept)
-        return port
-
-    def _is_kept(self, protocol: str, address: IPv4Address, port: int) -> bool:
-        """Whether a container of this engine has the port."""
-        anywhere = IPv4Address(0)
-        with self._lock:
-            return any(
-                (one.protocol, one.port) == (protocol, port)
-                and (address == one.address or anywhere in (address, one.address))
-                for kept in self._kept.values()
-                for one in kept
-            )
-
     def _keep_ports_again(self, endpoint: Endpoint) -> None:
         """Reserve the ports of a container that runs since before this engine's start."""
         for port in endpoint.published:
             host = IPv4Address(port.host_address)
             request = ports.PortRequest(port.port, port.protocol, host, port.host_port, port.host_port)
             try:
-                self._keep(endpoint.container_id, request)
+                self._ports.keep(endpoint.container_id, request)
             except ports.BindError as error:
                 # The container keeps the traffic: the translation comes before whoever took the port meanwhile.
                 _log.warning(
@@ -413,9 +382,8 @@ class NetworkService:
 
     def _give_back(self, endpoint: Endpoint) -> None:
         """Make the address and the ports of an endpoint free again."""
+        self._ports.release(endpoint.container_id)
         with self._lock:
-            for kept in self._kept.pop(endpoint.container_id, ()):
-                kept.keeper.close()
             if endpoint.address and self._pool is not None:
                 self._pool.give_back(IPv4Address(endpoint.address))
 
