@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import os
 import secrets
 import shutil
@@ -12,8 +11,6 @@ from pathlib import Path
 import pytest
 from support.engine import Engine, await_true, engine, import_busybox
 from support.machine import observe
-
-_numbers = itertools.count()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -49,7 +46,7 @@ def make_engine(machine: str, short_directory: Callable[[], Path]) -> Iterator[C
     with ExitStack() as stack:
 
         def make(image: bool = True, containerd: str | None = None) -> Engine:
-            made = stack.enter_context(engine(short_directory(), machine, next(_numbers), containerd))
+            made = stack.enter_context(engine(short_directory(), machine, containerd))
             if image:
                 import_busybox(made)
             return made

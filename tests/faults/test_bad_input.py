@@ -99,7 +99,7 @@ def test_full_disk(machine: str, tmp_path: Path) -> None:
     directory.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(directory)], check=True)
     try:
-        with engine(directory, machine, 50) as small:
+        with engine(directory, machine) as small:
             small.docker("import", "-", "busybox", stdin=busybox_tar())
             big = subprocess.run(
                 ["tar", "-cf", "-", "-C", "/usr/bin", "containerd"], capture_output=True, check=True

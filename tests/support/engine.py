@@ -41,6 +41,12 @@ def answers_tcp(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+def free_network() -> str:
+    """An address and prefix for a bridge that no device of the machine has."""
+    taken = subprocess.run(["ip", "-o", "-4", "address"], capture_output=True, text=True, check=True).stdout
+    return next(f"172.31.{n}.1/24" for n in range(100, 255) if f" 172.31.{n}." not in taken)
+
+
 class Daemon:
     """One daemon process whose log is a file; started, killed and started again with the same arguments."""
 
@@ -98,12 +104,11 @@ class Engine:
     ``containerd`` is the program that serves below dockerd: ours, or a real one.
     """
 
-    def __init__(self, directory: Path, token: str, number: int = 0, containerd: str | None = None) -> None:
+    def __init__(self, directory: Path, token: str, containerd: str | None = None) -> None:
         self.directory = directory
         self.env = programs.environment(**{MARK: token})
         self.address = directory / "containerd.sock"
         self.socket = directory / "docker.sock"
-        self.number = number
         config = directory / "containerd.toml"
         config.write_text(
             'version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n' if containerd else "version = 2\n"
@@ -124,7 +129,7 @@ class Engine:
         self.dockerd = Daemon(
             [programs.ours("dockerd"), "-H", f"unix://{self.socket}", "--containerd", str(self.address)]
             + ["--data-root", str(directory / "docker"), "--exec-root", str(directory / "d")]
-            + ["--pidfile", str(directory / "docker.pid"), "--bip", f"172.31.{100 + number}.1/24", "--debug"],
+            + ["--pidfile", str(directory / "docker.pid"), "--bip", free_network(), "--debug"],
             directory / "dockerd.log",
             self.env,
             lambda: answers(self.socket) and self.docker("version", check=False).returncode == 0,
@@ -241,12 +246,12 @@ def unmount_below(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def engine(directory: Path, token: str, number: int = 0, containerd: str | None = None) -> Iterator[Engine]:
+def engine(directory: Path, token: str, containerd: str | None = None) -> Iterator[Engine]:
     """A started engine, gone with everything it made at the end."""
     if existing := os.environ.get("GANTRY_ENGINE"):
         made: Engine = ExistingEngine(directory, token, existing)
     else:
-        made = Engine(directory, token, number, containerd)
+        made = Engine(directory, token, containerd)
     try:
         made.start()
         yield made
