@@ -239,11 +239,19 @@ def test_damaged_credentials(value: str) -> None:
 def test_pull_errors_in_the_real_engines_words() -> None:
     """Clients match on these texts and statuses."""
     reference = references.parse("127.0.0.1:1/x:2")
-    missing = translate_pull_error(errors.NotFound("127.0.0.1:1/x:2: not found"), reference, "http")
+    missing = translate_pull_error(
+        errors.NotFound("failed to resolve image: 127.0.0.1:1/x:2: not found"), reference, "http"
+    )
     assert (missing.status, str(missing)) == (
         404,
         "manifest for 127.0.0.1:1/x:2 not found: manifest unknown: manifest unknown",
     )
+    platform = errors.NotFound("no match for platform linux/s390x in manifest sha256:ab: not found")
+    assert str(translate_pull_error(platform, reference, "http")) == (
+        "no matching manifest for linux/s390x in the manifest list entries"
+    )
+    blob = translate_pull_error(errors.NotFound("blob sha256:ab: not found"), reference, "http")
+    assert str(blob) == "blob sha256:ab: not found"
     text = 'failed to do request: Head "http://127.0.0.1:1/v2/x/manifests/2": Connection refused: unavailable'
     refused = translate_pull_error(errors.Unavailable(text), reference, "http")
     assert (refused.status, str(refused)) == (
@@ -264,8 +272,8 @@ def test_pull_errors_in_the_real_engines_words() -> None:
 def test_push_errors() -> None:
     """The same for the other way."""
     assert "denied: requested access" in str(translate_push_error(errors.Forbidden("403")))
-    other = errors.SystemFailure("disk full")
-    assert translate_push_error(other) is other
+    other = translate_push_error(errors.SystemFailure("no space left on device: unknown"))
+    assert (other.status, str(other)) == (500, "no space left on device")
 
 
 # Changes.

@@ -523,7 +523,7 @@ def test_a_pull_of_something_newer(containerd: Containerd, images: ImageService)
 def test_a_pull_that_fails(containerd: Containerd, images: ImageService) -> None:
     """What was there stays as it was."""
     name(containerd, "docker.io/library/busybox:1", manifest(containerd, HERE))
-    containerd.pulls["docker.io/library/busybox:1"] = errors.NotFound("not found")
+    containerd.pulls["docker.io/library/busybox:1"] = errors.NotFound("failed to resolve image: not found")
     with pytest.raises(errors.NotFound, match="manifest for busybox:1 not found: manifest unknown"):
         list(images.exchange.pull(parse_reference("busybox:1"), None, None))
     assert list(containerd.records) == ["docker.io/library/busybox:1"]
@@ -604,7 +604,7 @@ def test_api_pull_and_import(containerd: Containerd, client: Any) -> None:
     containerd.pulls["docker.io/library/a:1"] = wire(manifest(containerd, HERE))
     lines = lines_of(client.post("/v1.50/images/create?fromImage=a&tag=1"))
     assert lines[-1] == {"status": "Status: Downloaded newer image for a:1"}
-    containerd.pulls["docker.io/library/a:2"] = errors.NotFound("x")
+    containerd.pulls["docker.io/library/a:2"] = errors.NotFound("failed to resolve image: x: not found")
     assert message(client.post("/v1.50/images/create?fromImage=a&tag=2")) == (
         404,
         "manifest for a:2 not found: manifest unknown: manifest unknown",

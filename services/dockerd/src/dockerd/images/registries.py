@@ -23,8 +23,13 @@ __all__ = [
 
 _LOOPBACK = ("127.0.0.0/8", "::1/128")
 _REQUEST = re.compile(r'(?:Get|Head|Post|Put|Patch) "(https?)://([^/"]+)[^"]*": (.*)', re.DOTALL)
+_PLATFORM = re.compile(r"no match for platform (\S+/\S+) in")
 # How containerd ends messages, to tell its own kinds of errors apart.
-_SUFFIX = re.compile(r"(?:: (?:unavailable|unknown|not found|invalid argument|authorization failed|unauthenticated))+$")
+_SUFFIX = re.compile(
+    r"(?:: (?:unavailable|unknown|failed precondition|invalid argument|authorization failed|unauthenticated))+$"
+)
+    r"(?:: (?:unavailable|unknown|failed precondition|not found|invalid argument|authorization failed|unauthenticated))+$"
+)
 
 
 def decode_credentials(header: str) -> Credentials | None:
@@ -84,11 +89,13 @@ def translate_pull_error(error: errors.EngineError, reference: Reference, scheme
             f"pull access denied for {reference.familiar_name}, repository does not exist or may require "
             f"'docker login': denied: {_SUFFIX.sub('', text)}"
         )
-    if isinstance(error, errors.NotFound):
+    if "no match for platform" in text:
+        match = _PLATFORM.search(text)
+        wanted = f" for {match[1]}" if match else ""
+        return errors.NotFound(f"no matching manifest{wanted} in the manifest list entries")
+    if isinstance(error, errors.NotFound) and "failed to resolve" in text:
         return errors.NotFound(f"manifest for {reference.familiar} not found: manifest unknown: manifest unknown")
-    if isinstance(error, errors.NotSupported):
-        return _without_transfer("pull", error)
-    return error
+    return translate_archive_error("pull", error)
 
 
 def translate_push_error(error: errors.EngineError) -> errors.EngineError:
@@ -99,13 +106,11 @@ def translate_push_error(error: errors.EngineError) -> errors.EngineError:
         return unreachable
     if isinstance(error, (errors.Unauthorized, errors.Forbidden)):
         return errors.Unauthorized(f"denied: requested access to the resource is denied: {_SUFFIX.sub('', text)}")
-    if isinstance(error, errors.NotSupported):
-        return _without_transfer("push", error)
-    return error
+    return translate_archive_error("push", error)
 
 
 def translate_archive_error(what: str, error: errors.EngineError) -> errors.EngineError:
-    """The error of a load or save (``what``) for people."""
+    """The error of a transfer (``what``: load, save ...) for people."""
     if isinstance(error, errors.NotSupported):
         return _without_transfer(what, error)
     return type(error)(_SUFFIX.sub("", str(error)))
