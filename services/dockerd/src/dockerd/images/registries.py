@@ -28,8 +28,6 @@ _PLATFORM = re.compile(r"no match for platform (\S+/\S+) in")
 _SUFFIX = re.compile(
     r"(?:: (?:unavailable|unknown|failed precondition|invalid argument|authorization failed|unauthenticated))+$"
 )
-    r"(?:: (?:unavailable|unknown|failed precondition|not found|invalid argument|authorization failed|unauthenticated))+$"
-)
 
 
 def decode_credentials(header: str) -> Credentials | None:
