@@ -61,6 +61,11 @@ class MountStep:
         return bool(self.options.flags & linux.MS_REC)
 
     @property
+    def may_cover_procfs(self) -> bool:
+        """Is the place one where a mount over procfs is fine?"""
+        return self.target == "/proc" or self.target in _PROC_FILES
+
+    @property
     def copies_up(self) -> bool:
         """Does a tmpfs get what was at its place (`tmpcopyup`)?"""
         return "tmpcopyup" in self.options.extensions

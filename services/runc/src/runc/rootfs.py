@@ -36,17 +36,17 @@ class Sources:
 def prepare_root(rootfs: str, propagation: int) -> int:
     """Cut the propagation to the host, make the root a mount of its own; gives its descriptor."""
     linux.mount(None, "/", flags=propagation or DEFAULT_PROPAGATION)
-    _make_parent_private(rootfs)
+    _cut_parent(rootfs, linux.MS_SLAVE if propagation & linux.MS_SLAVE else linux.MS_PRIVATE)
     linux.mount(rootfs, rootfs, "bind", linux.MS_BIND | linux.MS_REC)
     return os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def _make_parent_private(rootfs: str) -> None:
+def _cut_parent(rootfs: str, propagation: int) -> None:
     """pivot_root(2) refuses a root whose parent mount is shared, which it can be only when the spec asked for it."""
     path = rootfs
     while True:
         try:
-            linux.mount(None, path, flags=linux.MS_PRIVATE)
+            linux.mount(None, path, flags=propagation)
             return
         except OSError as error:
             if error.errno != errno.EINVAL or path == "/":  # EINVAL: not a mount point, its parent directory may be
@@ -152,6 +152,7 @@ def _bind(root_fd: int, step: MountStep, tree: int | None) -> None:
         try:
             if step.target == "/proc" and linux_path.filesystem_magic(tree) != linux_path.PROC_SUPER_MAGIC:
                 raise RuntimeFailure('"/proc" cannot be mounted because it is not of type proc')
+            _refuse_procfs(target, step)
             linux.move_mount(tree, "", to_fd=target)
         finally:
             os.close(target)
@@ -167,6 +168,7 @@ def _mount_filesystem(root_fd: int, step: MountStep) -> None:
         _require_ordinary_directory(root_fd, step)
     target = linux_path.mkdir_all_in_root(root_fd, step.target)
     try:
+        _refuse_procfs(target, step)
         where = linux_path.descriptor_path(target)
         data = step.data
         flags = step.options.flags
@@ -186,6 +188,12 @@ def _mount_filesystem(root_fd: int, step: MountStep) -> None:
     if late_readonly and step.target != "/dev":
         remount_readonly(root_fd, step.target)
     _set_after(root_fd, step)
+
+
+def _refuse_procfs(target: int, step: MountStep) -> None:
+    """`mounts.check_place` for a place that a link of the image led to: the plan knows its name only."""
+    if linux_path.filesystem_magic(target) == linux_path.PROC_SUPER_MAGIC and not step.may_cover_procfs:
+        raise RuntimeFailure(f'"{step.target}" cannot be mounted because it is inside /proc')
 
 
 def _require_ordinary_directory(root_fd: int, step: MountStep) -> None:
@@ -412,6 +420,6 @@ def _unescape(text: str) -> str:
 
 
 def set_root_propagation(propagation: int) -> None:
-    """Give the new root the propagation that the spec asked for."""
-    if propagation:
+    """Give the new root the propagation that the spec asked for, where it does not have it from its parent."""
+    if propagation and not propagation & (linux.MS_PRIVATE | linux.MS_SLAVE):
         linux.mount(None, "/", flags=propagation)

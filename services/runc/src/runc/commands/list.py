@@ -40,7 +40,7 @@ def run(context: Context, options: Options, arguments: list[str]) -> int:
     form = options.text("format", "table")
     if form == "json":
         described = [state_command.described(c, owner_name(c.owner)) for c in containers]
-        cli.out(jsontext.dumps(described) if described else "null")
+        cli.out((jsontext.dumps(described) if described else "null") + "\n")
     elif form == "table":
         cli.out(_table(containers))
     else:
