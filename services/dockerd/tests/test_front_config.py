@@ -53,8 +53,10 @@ def test_pools_are_read_from_the_file(tmp_path: Path) -> None:
         (
             {"debug": True, "hosts": ["unix:///x"]},
             {"debug": True, "hosts": ("unix:///y",)},
-            "specified both as a flag and in the configuration file: "
-            "debug: (from flag: true, from file: true), hosts: (from flag: [unix:///y], from file: [unix:///x])",
+            (
+                "specified both as a flag and in the configuration file: "
+                "debug: (from flag: true, from file: true), hosts: (from flag: [unix:///y], from file: [unix:///x])"
+            ),
         ),
         ({"debug": "x"}, {}, "debug must be of type bool"),
         ('{"debug":}', {}, "invalid JSON"),

@@ -129,7 +129,7 @@ def test_since_passes_over_whole_files(path: str) -> None:
 def test_until_ends_the_pass(path: str) -> None:
     """So that a follower knows that nothing more can come."""
     write(path, 10)
-    reader = LogReader(path, LogQuery(until=START + 3 * SECOND, multiplexed=False))
+    reader = LogReader(path, LogQuery(until=START + 3 * SECOND, multiplexed=False, follow=True))
     assert read_on(reader) == lines(0, 4)
     assert reader.ended
     reader.close()
@@ -181,10 +181,20 @@ def test_a_torn_last_record_is_left_out(path: str) -> None:
     assert read(path) == lines(0, 5) + lines(8, 9)
 
 
+@pytest.mark.parametrize("tail", [None, 2])
+def test_a_pass_ends_where_the_log_ended_when_it_began(path: str, tail: int | None) -> None:
+    """A container that writes all the time does not make ``--tail 2`` show three lines, or a listing endless."""
+    write(path, 5)
+    reader = LogReader(path, LogQuery(multiplexed=False, tail=tail))
+    write(path, 5, first=5)
+    assert read_on(reader) == lines(3 if tail else 0, 5)
+    reader.close()
+
+
 def test_following_sees_what_is_added(path: str) -> None:
     """Also when a record arrives in two pieces."""
     write(path, 3)
-    reader = LogReader(path, LogQuery(multiplexed=False))
+    reader = LogReader(path, LogQuery(multiplexed=False, follow=True))
     assert read_on(reader) == lines(0, 3)
     assert reader.read() is None
     record = Encoder("stdout").feed(b"line 3\n", START)
@@ -200,7 +210,7 @@ def test_following_sees_what_is_added(path: str) -> None:
 def test_following_goes_on_across_rotation(path: str) -> None:
     """Several times between two looks, and with the old file removed."""
     write(path, 10, size=3000, files=10)
-    reader = LogReader(path, LogQuery(multiplexed=False))
+    reader = LogReader(path, LogQuery(multiplexed=False, follow=True))
     found = read_on(reader)
     for first in range(10, 400, 130):
         write(path, 130, first=first, size=3000, files=20)
@@ -212,7 +222,7 @@ def test_following_goes_on_across_rotation(path: str) -> None:
 def test_following_a_log_that_keeps_one_file(path: str) -> None:
     """The file is replaced by a new one; what was in the old one and was not read yet is read first."""
     write(path, 5, size=300, files=1)
-    reader = LogReader(path, LogQuery(multiplexed=False, tail=0))
+    reader = LogReader(path, LogQuery(multiplexed=False, tail=0, follow=True))
     assert reader.read() is None
     log, encoder = LogFile(path, 600, 1), Encoder("stdout")
     found = b""
@@ -226,7 +236,7 @@ def test_following_a_log_that_keeps_one_file(path: str) -> None:
 
 def test_following_begins_before_the_file_exists(path: str) -> None:
     """A container's first line makes it."""
-    reader = LogReader(path, LogQuery(multiplexed=False))
+    reader = LogReader(path, LogQuery(multiplexed=False, follow=True))
     assert reader.read() is None
     write(path, 2)
     assert read_on(reader) == lines(0, 2)
@@ -237,7 +247,13 @@ def test_nothing_stays_open(path: str) -> None:
     """Whatever was read, closing closes all of it."""
     write(path, 200, size=3000, files=10)
     before = set(os.listdir("/proc/self/fd"))
-    for query in (LogQuery(), LogQuery(tail=3), LogQuery(tail=150), LogQuery(since=START + 150 * SECOND)):
+    for query in (
+        LogQuery(),
+        LogQuery(follow=True),
+        LogQuery(tail=3),
+        LogQuery(tail=150),
+        LogQuery(since=START + 150 * SECOND),
+    ):
         reader = LogReader(path, query)
         read_on(reader)
         write(path, 100, first=200, size=3000, files=10)

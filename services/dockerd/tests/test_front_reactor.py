@@ -188,9 +188,7 @@ def test_a_client_that_never_reads_is_dropped(
     assert gone.wait(10)
 
 
-def test_closing_inside_the_producer_sends_the_end(
-    reactor: Reactor, pair: tuple[socket.socket, socket.socket]
-) -> None:
+def test_closing_inside_the_producer_sends_the_end(reactor: Reactor, pair: tuple[socket.socket, socket.socket]) -> None:
     """The last chunk is not lost when the producer itself ends the stream."""
     client, server = pair
     stream = ResponseStream(reactor, b"", chunked=True)

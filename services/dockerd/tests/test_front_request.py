@@ -18,7 +18,7 @@ def app() -> Iterator[flask.Flask]:
     return flask.Flask("test")
 
 
-def read_body(app: flask.Flask, data: bytes, kind: str | None = "application/json", required: bool = True):  # noqa: ANN201
+def read_body(app: flask.Flask, data: bytes, kind: str | None = "application/json", required: bool = True):
     with app.test_request_context("/", method="POST", data=data, content_type=kind):
         return reading.json_body(required)
 
@@ -62,7 +62,9 @@ def test_an_empty_body_may_be_allowed(app: flask.Flask) -> None:
 
 def test_fields_are_found_in_any_letter_case(app: flask.Flask) -> None:
     """As Go's decoder does, nested ones too."""
-    body = read_body(app, b'{"image":"x","HOSTCONFIG":{"autoremove":true},"Labels":{"a":"b"}}', "application/json; charset=utf-8")
+    body = read_body(
+        app, b'{"image":"x","HOSTCONFIG":{"autoremove":true},"Labels":{"a":"b"}}', "application/json; charset=utf-8"
+    )
     assert body.text("Image") == "x"
     assert body.section("HostConfig").flag("AutoRemove") is True
     assert body.text_map("Labels") == {"a": "b"}
@@ -87,7 +89,7 @@ def test_null_is_absent(app: flask.Flask) -> None:
         (lambda body: body.section("S"), "cannot unmarshal string into Go struct field .S of type object"),
     ],
 )
-def test_wrong_types_name_the_field(app: flask.Flask, read, message: str) -> None:  # noqa: ANN001
+def test_wrong_types_name_the_field(app: flask.Flask, read, message: str) -> None:
     """The message says which field has which type."""
     body = read_body(app, b'{"A":3,"S":"x","T":true}')
     with pytest.raises(InvalidParameter, match=message):
@@ -111,9 +113,9 @@ def test_numbers_and_times(app: flask.Flask) -> None:
         assert reading.query_timestamp("t") == 12_500_000_000
         assert reading.query_timestamp("far") == (1 << 63) - 1
         assert reading.query_timestamp("none") is None
-        with pytest.raises(SystemFailure, match='strconv.Atoi: parsing "x": invalid syntax'):
+        with pytest.raises(SystemFailure, match=r'strconv\.Atoi: parsing "x": invalid syntax'):
             reading.query_int("bad")
-        with pytest.raises(SystemFailure, match='strconv.ParseInt: parsing "x": invalid syntax'):
+        with pytest.raises(SystemFailure, match=r'strconv\.ParseInt: parsing "x": invalid syntax'):
             reading.query_timestamp("bad")
 
 
@@ -126,7 +128,12 @@ def test_both_forms_of_filters_are_read(app: flask.Flask, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("xx", "invalid filter"), ("[]", "invalid filter"), ('{"a":1}', "invalid filter"), ('{"foo":["a"]}', "invalid filter 'foo'")],
+    [
+        ("xx", "invalid filter"),
+        ("[]", "invalid filter"),
+        ('{"a":1}', "invalid filter"),
+        ('{"foo":["a"]}', "invalid filter 'foo'"),
+    ],
 )
 def test_bad_filters_are_refused(app: flask.Flask, text: str, message: str) -> None:
     """A key that is not known is named."""

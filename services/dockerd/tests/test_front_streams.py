@@ -162,7 +162,9 @@ ALL = AttachOptions(stdin=True, stdout=True, stderr=True, close_stdin_on_eof=Tru
 
 def test_uris_name_the_shims_socket_and_the_log(handing: StreamService, config: Config) -> None:
     """Rotation and attributes go along; an exec has no log."""
-    target = Target(log_path="/x/c1-json.log", log_options={"max-size": "10m", "max-file": "3"}, log_attributes={"a": "b"})
+    target = Target(
+        log_path="/x/c1-json.log", log_options={"max-size": "10m", "max-file": "3"}, log_attributes={"a": "b"}
+    )
     names = handing.uris(target)
     parsed = uri.parse(names.stdout)
     assert parsed == uri.StdioURI(
@@ -176,7 +178,8 @@ def test_uris_name_the_shims_socket_and_the_log(handing: StreamService, config: 
 
 
 @pytest.mark.parametrize(
-    "options", [{"max-size": "x"}, {"max-file": "0", "max-size": "1m"}, {"max-file": "2"}, {"max-size": "1m", "max-file": "a"}]
+    "options",
+    [{"max-size": "x"}, {"max-file": "0", "max-size": "1m"}, {"max-file": "2"}, {"max-size": "1m", "max-file": "a"}],
 )
 def test_bad_log_options_are_refused(handing: StreamService, options: dict[str, str]) -> None:
     """Before anything is made."""

@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from dockerd.daemon import DaemonError, run
 
     try:
-        return run(config)
+        return run(config, lambda: load(flags))
     except DaemonError as error:
         print(f"failed to start daemon: {error}" if not error.complete else error, file=sys.stderr)
         return 1

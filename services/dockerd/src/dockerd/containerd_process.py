@@ -15,14 +15,18 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 
 from dockerd.config import Config
+from dockerd.server.reactor import READ, Reactor
 
-__all__ = ["StartError", "ensure", "find_program", "peer_pid", "stop"]
+__all__ = ["StartError", "Supervisor", "ensure", "find_program", "peer_pid", "stop"]
 
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
+RESTART_SECONDS = (0.1, 30.0)
+"""Between an unexpected end and a new start: at first, and at most."""
 
 _log = logging.getLogger(__name__)
 
@@ -89,6 +93,73 @@ def peer_pid(address: str) -> int | None:
         credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid: int = struct.unpack("3i", credentials)[0]
     return pid
+
+
+class Supervisor:
+    """Starts the engine's own containerd again when it ends while the engine runs.
+
+    Lives in a worker's reactor; it knows containerd by its socket, whoever started it.
+    """
+
+    def __init__(self, config: Config, reactor: Reactor) -> None:
+        self._config = config
+        self._reactor = reactor
+        self._address = os.path.join(config.own_containerd()[1], "containerd.sock")
+        self._delay = RESTART_SECONDS[0]
+        self._closed = False
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._reactor.call_soon(self._watch)
+
+    def close(self) -> None:
+        """Watch no more; containerd goes on."""
+        self._closed = True
+
+    def _watch(self) -> None:
+        pid = peer_pid(self._address)
+        try:
+            descriptor = -1 if pid is None else os.pidfd_open(pid)
+        except ProcessLookupError:
+            descriptor = -1
+        if pid is None or descriptor < 0:
+            self._start_again()
+            return
+        begun = time.monotonic()
+
+        def ended(_events: int) -> None:
+            self._reactor.unwatch(descriptor)
+            os.close(descriptor)
+            _reap(pid)
+            if self._closed:
+                return
+            _log.error("containerd (pid %d) has ended unexpectedly: it is started again", pid)
+            if time.monotonic() - begun > RESTART_SECONDS[1]:
+                self._delay = RESTART_SECONDS[0]
+            self._start_again()
+
+        self._reactor.watch(descriptor, READ, ended)
+
+    def _start_again(self) -> None:
+        delay, self._delay = self._delay, min(self._delay * 2, RESTART_SECONDS[1])
+        self._reactor.call_later(delay, lambda: threading.Thread(target=self._ensure, daemon=True).start())
+
+    def _ensure(self) -> None:
+        if self._closed:
+            return
+        try:
+            ensure(self._config)
+        except (OSError, StartError) as error:
+            _log.error("%s", error)
+        self._reactor.call_soon(self._watch)
+
+
+def _reap(pid: int) -> None:
+    """Take the exit status of a containerd that was this process's child."""
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return
 
 
 def stop(address: str) -> None:

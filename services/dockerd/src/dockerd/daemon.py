@@ -14,6 +14,7 @@ import os
 import socket
 import stat
 import time
+from collections.abc import Callable
 
 from dockerd import containerd_process, log
 from dockerd.config import Config
@@ -33,8 +34,11 @@ class DaemonError(Exception):
         self.complete = complete
 
 
-def run(config: Config) -> int:
-    """Be the daemon until it is told to stop; returns the exit status. Raises :class:`DaemonError`."""
+def run(config: Config, reread: Callable[[], Config]) -> int:
+    """Be the daemon until it is told to stop; returns the exit status.
+
+    ``reread`` gives the configuration anew, for SIGHUP. Raises :class:`DaemonError`.
+    """
     log.set_up(config.log_level, config.debug)
     if os.geteuid() != 0:
         raise DaemonError("dockerd needs to be started with root privileges", complete=True)
@@ -51,10 +55,12 @@ def run(config: Config) -> int:
     except (OSError, containerd_process.StartError) as error:
         pidfile.remove()
         raise DaemonError(str(error)) from error
-    return _serve(config, listeners, address, pidfile)
+    return _serve(config, listeners, address, pidfile, reread)
 
 
-def _serve(config: Config, listeners: list[socket.socket], address: str, pidfile: PidFile) -> int:
+def _serve(
+    config: Config, listeners: list[socket.socket], address: str, pidfile: PidFile, reread: Callable[[], Config]
+) -> int:
     from dockerd.server.application import Application
 
     paths = [sock.getsockname() for sock in listeners]
@@ -69,7 +75,7 @@ def _serve(config: Config, listeners: list[socket.socket], address: str, pidfile
         _log.info("Daemon shutdown complete")
 
     try:
-        Application(config, numbers, address, stopped).run()
+        Application(config, numbers, address, stopped, reread).run()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     return 0

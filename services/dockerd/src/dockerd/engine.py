@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 import flask
 
 from dockerd.config import Config
+from dockerd.containerd_process import Supervisor
 from dockerd.events import EventLog
 from dockerd.server.reactor import Reactor
 from dockerd.stdio import StreamService
@@ -52,10 +53,13 @@ class Engine:
     containers: ContainerService
     execs: ExecService
     log_watcher: DirectoryWatcher
+    supervisor: Supervisor | None
 
     def start(self) -> None:
         """Bring the parts up: after this every request can be served."""
         self.reactor.start()
+        if self.supervisor is not None:
+            self.supervisor.start()
         self.streams.start()
         self.volumes.start()
         self.images.start()
@@ -64,6 +68,8 @@ class Engine:
 
     def close(self) -> None:
         """Let go of everything; running containers, their networks and their sessions go on."""
+        if self.supervisor is not None:
+            self.supervisor.close()
         for part in (
             self.containers,
             self.networks,
@@ -118,6 +124,7 @@ def build(config: Config, containerd_address: str) -> Engine:
         containers=containers,
         execs=execs,
         log_watcher=DirectoryWatcher(reactor),
+        supervisor=None if config.containerd else Supervisor(config, reactor),
     )
 
 

@@ -1,7 +1,7 @@
 """Checking a user's credentials with a registry: what ``docker login`` asks for.
 
-The protocol is the distribution API's: ``GET /v2/`` is answered by 401 with a challenge, Basic to be met directly, Bearer by a
-token from the realm that it names.
+The protocol is the distribution API's: ``GET /v2/`` is answered by 401 with a challenge, Basic to be met directly,
+Bearer by a token from the realm that it names.
 """
 
 from __future__ import annotations

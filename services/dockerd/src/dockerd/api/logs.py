@@ -41,12 +41,13 @@ def logs(reference: str) -> flask.Response:
         timestamps=query_bool("timestamps"),
         details=query_bool("details"),
         multiplexed=not container.tty,
+        follow=query_bool("follow") and container.state.running,
     )
     framed = query.multiplexed and api_at_least("1.42")
     stream = open_stream(content_type=f"application/vnd.docker.{'multiplexed' if framed else 'raw'}-stream")
     reader = LogReader(container.log_path, query)
     follower = _Follower(engine, container, stream, reader, query.until)
-    follower.begin(query_bool("follow") and container.state.running)
+    follower.begin(query.follow)
     stream.detach()
 
 

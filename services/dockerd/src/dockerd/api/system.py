@@ -17,6 +17,8 @@ from dockerd.api.request import api_at_least, json_body, json_reply
 from dockerd.containerd_process import search_path
 from dockerd.engine import NAMESPACE, Engine, current_engine
 from dockerd.errors import InvalidParameter
+from dockerd.images.registries import default_scheme
+from dockerd.registry_login import login
 from dockerd.version import API_VERSION, COMMIT, MIN_API_VERSION, VERSION
 from gantry.stdio.jsonfile import timestamp
 

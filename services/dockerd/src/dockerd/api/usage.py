@@ -75,7 +75,7 @@ def _volumes(engine: Engine) -> list[dict[str, Any]]:
 
 
 def directory_size(path: str) -> int:
-    """Bytes of the files below ``path``, those with several names counted once. What vanishes meanwhile counts nothing."""
+    """Bytes of the files below ``path``, those with several names counted once; what vanishes meanwhile is not."""
     total = 0
     seen: set[tuple[int, int]] = set()
     pending = [path]

@@ -1,4 +1,4 @@
-"""The reply to ``POST /containers/{id}/wait`` that comes when the container ends, however often the engine was replaced."""
+"""The reply to ``POST /containers/{id}/wait``: it comes, however often the engine was replaced meanwhile."""
 
 from __future__ import annotations
 

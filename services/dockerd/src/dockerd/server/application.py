@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import logging
+import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
 from gunicorn.glogging import Logger  # type: ignore[import-untyped]
 
-from dockerd.config import Config
-from dockerd.log import Formatter
+from dockerd import log
+from dockerd.config import Config, ConfigError
 
 __all__ = ["Application"]
 
 THREADS = 32
 """Requests served at a time by one worker. What waits for long is not served by a thread but by the reactor."""
+
+FIXED = ("hosts", "data_root", "exec_root", "containerd", "pidfile", "group", "storage_driver", "bip", "bridge")
+"""Settings that a running daemon cannot change."""
 
 BOOT_FAILED = 3
 """The exit status by which a worker tells gunicorn's master that starting another one makes no sense."""
@@ -30,7 +36,7 @@ class _Logger(Logger):  # type: ignore[misc]
     def setup(self, cfg: Any) -> None:
         super().setup(cfg)
         for handler in self.error_log.handlers:
-            handler.setFormatter(Formatter())
+            handler.setFormatter(log.Formatter())
 
 
 class Application(BaseApplication):  # type: ignore[misc]
@@ -42,8 +48,10 @@ class Application(BaseApplication):  # type: ignore[misc]
         listeners: Sequence[int],
         containerd_address: str,
         on_exit: Callable[[], None],
+        reread: Callable[[], Config],
     ) -> None:
         self._config = config
+        self._reread = reread
         self._listeners = listeners
         self._containerd_address = containerd_address
         self._on_exit = on_exit
@@ -75,11 +83,30 @@ class Application(BaseApplication):  # type: ignore[misc]
         for name, value in settings.items():
             self.cfg.set(name, value)
 
+    def reload(self) -> None:
+        """SIGHUP: read the configuration again. A new worker takes over with it; what this process has stays."""
+        try:
+            new = self._reread()
+        except ConfigError as error:
+            _log.error("the configuration is kept as it was: %s", error)
+        else:
+            kept = {name: getattr(self._config, name) for name in FIXED}
+            changed = [name for name, value in kept.items() if getattr(new, name) != value]
+            if changed:
+                _log.warning("these settings change with the next start only: %s", ", ".join(changed))
+            self._config = replace(new, **kept)
+            log.set_up(self._config.log_level, self._config.debug)
+        super().reload()
+
     def load(self) -> Callable[..., Iterable[bytes]]:
         """Build the engine. Runs in a worker: the master has loaded neither Flask nor gRPC."""
         from dockerd.api import create_app
         from dockerd.engine import build
 
+        # At a reload the worker before this one lets go of it when it has answered its last request.
+        path = os.path.join(self._config.exec_root, "worker.lock")
+        self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
         try:
             engine = build(self._config, self._containerd_address)
             engine.start()

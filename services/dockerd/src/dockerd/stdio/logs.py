@@ -27,7 +27,10 @@ MAX_FRAME = 64 << 10
 
 @dataclass(frozen=True)
 class LogQuery:
-    """What to show. Times are nanoseconds since 1970; ``tail`` None is everything."""
+    """What to show. Times are nanoseconds since 1970; ``tail`` None is everything.
+
+    Without ``follow`` a pass ends where the log ended at its beginning.
+    """
 
     stdout: bool = True
     stderr: bool = True
@@ -37,6 +40,7 @@ class LogQuery:
     timestamps: bool = False
     details: bool = False
     multiplexed: bool = True
+    follow: bool = False
 
 
 class _Record(msgspec.Struct):
@@ -59,6 +63,8 @@ class LogReader:
         self._until = _fixed_time(jsonfile.timestamp(query.until)) if query.until else ""
         self._files = _open_all(path)
         self._offset = 0
+        self._newest = self._files[-1] if self._files and not query.follow else -1
+        self._end = os.fstat(self._newest).st_size if self._newest >= 0 else 0
         self._torn = b""
         self.ended = False
         """Whether nothing more can match: the log has passed ``until``."""
@@ -87,11 +93,14 @@ class LogReader:
         """Whole lines from where the pass stands; nothing when all that is written was read."""
         while True:
             if not self._files:
+                if not self._query.follow:
+                    return b""
                 self._files.extend(_open_all(self._path))
                 self._offset = 0
                 if not self._files:
                     return b""
-            data = os.pread(self._files[0], BLOCK, self._offset)
+            last = self._files[0] == self._newest
+            data = os.pread(self._files[0], min(BLOCK, self._end - self._offset) if last else BLOCK, self._offset)
             if data:
                 self._offset += len(data)
                 end = data.rfind(b"\n") + 1
@@ -105,6 +114,8 @@ class LogReader:
 
     def _next_file(self) -> bool:
         """At the end of a file: go on with the one that was written after it, when there is one."""
+        if self._files[0] == self._newest:
+            return False
         if len(self._files) == 1:
             self._files.extend(_opened_after(self._path, self._files[0]))
             if len(self._files) == 1:
@@ -169,7 +180,7 @@ class LogReader:
             return
         newest_first = list(reversed(self._files))
         for number, descriptor in enumerate(newest_first):
-            size = os.fstat(descriptor).st_size
+            size = self._end if descriptor == self._newest else os.fstat(descriptor).st_size
             offset, count = _tail_offset(descriptor, size, count)
             if count == 0 or number == len(newest_first) - 1:
                 for older in newest_first[number + 1 :]:
