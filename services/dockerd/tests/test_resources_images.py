@@ -365,6 +365,20 @@ def test_a_listing_is_one_call(containerd: Containerd, images: ImageService) -> 
     assert containerd.calls == ["List"]
 
 
+def test_a_name_costs_the_same_among_many(containerd: Containerd, images: ImageService) -> None:
+    """Only the image's own records are read, and all its names are known, also those that mean it by an index."""
+    name(containerd, "docker.io/library/a:1", manifest(containerd, HERE))
+    name(containerd, "docker.io/library/a:2", index(containerd, HERE, ELSEWHERE))
+    name(containerd, "docker.io/library/b:1", manifest(containerd, HERE, label="b"))
+    images.list()
+    del containerd.calls[:]
+    read = containerd.images.List
+    containerd.images.List = lambda request: read(request) if request.filters else pytest.fail("all were listed")
+    assert images.resolve("a:2").repo_tags == ("a:1", "a:2")
+    assert images.resolve("b:1").repo_tags == ("b:1",)
+    assert [call for call in containerd.calls if call != "Usage"] == ["Get", "List", "Get", "List"]
+
+
 def test_unpacking(containerd: Containerd, images: ImageService) -> None:
     """One snapshot on top of the other, kept by the configuration; a second time nothing is done."""
     name(containerd, "docker.io/library/a:1", manifest(containerd, HERE, layers=3))

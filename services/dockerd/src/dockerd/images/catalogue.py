@@ -121,6 +121,11 @@ class Catalogue:
                 self._contents.popitem(last=False)
         return content
 
+    def targets(self, image_id: str) -> set[str]:
+        """The targets (digests) that are known to mean the image: a manifest, and indexes that have it."""
+        with self._lock:
+            return {target for (target, _), content in self._contents.items() if content.image_id == image_id}
+
     def read(self, digest: Digest, limit: int) -> bytes:
         """A document of at most ``limit`` bytes, checked. Raises NotFound, DigestMismatch, InvalidImage."""
         pieces: list[bytes] = []

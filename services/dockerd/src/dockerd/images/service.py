@@ -67,7 +67,8 @@ class ImageService:
         self.exchange = Exchange(self, self._catalogue, self._digests, config, containerd, events)
 
     def start(self) -> None:
-        """There is nothing to bring up: containerd has it all."""
+        """Read what all images are, beside the start: so that the names of each are known."""
+        threading.Thread(target=self._read_all, name="images", daemon=True).start()
 
     def close(self) -> None:
         """Images hold nothing open."""
@@ -195,12 +196,19 @@ class ImageService:
 
     def from_content(self, record: Record, content: Content) -> Image:
         """The image behind a record, with all its names."""
-        for image in self._all():
-            if image.id == content.image_id:
-                # The asked-for record first: its target is the one that was meant.
-                others = tuple(other for other in image.records if other.name != record.name)
-                return replace(image, records=(record, *others), content=content)
-        return self._assemble([record], content, self._digests.all())
+        targets = self._catalogue.targets(content.image_id) | {record.target.digest}
+        records = self._catalogue.records(f"target.digest=={target}" for target in sorted(targets))
+        others = [other for other in records if other.name != record.name]
+        digests = {target: self._digests.of(target) for target in targets}
+        image = self._assemble([record, *others], content, digests)
+        # The asked-for record first: its target is the one that was meant.
+        return replace(image, records=(record, *(other for other in image.records if other.name != record.name)))
+
+    def _read_all(self) -> None:
+        try:
+            self._all()
+        except (errors.EngineError, ValueError) as error:  # grpc's word for a channel that was closed meanwhile
+            _log.warning("images are not read in advance: %s", error)
 
     def _by_name(self, text: str, platform: Platform | None) -> Image | None:
         try:
