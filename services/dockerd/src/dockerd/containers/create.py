@@ -151,8 +151,7 @@ def _merge(config: ContainerConfig, image: Mapping[str, Any]) -> ContainerConfig
     changes["labels"] = {**(image.get("Labels") or {}), **(config.labels or {})}
     for name, key in (("exposed_ports", "ExposedPorts"), ("volumes", "Volumes")):
         united = {**(image.get(key) or {}), **(getattr(config, name) or {})}
-        if united:
-            changes[name] = united
+        changes[name] = united or None
     # An entry point of one's own leaves the image's arguments behind: they were meant for the image's.
     if not config.entrypoint:
         if not config.cmd and image.get("Cmd"):
@@ -189,6 +188,13 @@ def _with_defaults(host_config: HostConfig, settings: Config, host: Host) -> Hos
         changes["masked_paths"] = list(MASKED_PATHS)
     if host_config.readonly_paths is None and not host_config.privileged:
         changes["readonly_paths"] = list(READONLY_PATHS)
+    # What clients send for "not set".
+    if host_config.memory_swappiness == -1:
+        changes["memory_swappiness"] = None
+    if host_config.pids_limit is not None and host_config.pids_limit <= 0:
+        changes["pids_limit"] = None
+    if host_config.oom_kill_disable is None and host.oom_kill_disable:
+        changes["oom_kill_disable"] = False
     changes["port_bindings"] = {
         _full_port(port): bindings if bindings else [PortBinding()]
         for port, bindings in host_config.port_bindings.items()

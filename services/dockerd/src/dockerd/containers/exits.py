@@ -55,12 +55,12 @@ class Exits:
         parts.publish(ended, "die", {"exitCode": str(exit_code), "execDuration": str(int(ran_for))})
         handle.waiters.exited(Outcome(exit_code))
         parts.streams.answer(container.id, (Condition.NOT_RUNNING, Condition.NEXT_EXIT), exit_code)
+        if not again and container.host_config.auto_remove and not handle.restarting_by_user:
+            self._remove(handle)
+            return
+        self._forget(container)
         if again:
             self.schedule(handle, ran_for)
-        elif container.host_config.auto_remove and not handle.restarting_by_user:
-            self._remove(handle)
-        else:
-            self._forget(container)
 
     def schedule(self, handle: Handle, ran_for: float) -> None:
         """Start the container again when its delay is over. The caller holds it; its state is RESTARTING."""
