@@ -249,7 +249,7 @@ def test_rename_frees_the_old_name(world: World) -> None:
     """And refuses what is taken, malformed or the same."""
     world.service.create({"Image": "busybox"}, "one")
     other, _ = world.service.create({"Image": "busybox"}, "two")
-    with pytest.raises(errors.Conflict, match='allocating new name: Conflict[.] The container name "/two"'):
+    with pytest.raises(errors.Conflict, match=r'allocating new name: Conflict[.] The container name "/two"'):
         world.service.rename("one", "two")
     with pytest.raises(
         errors.InvalidParameter, match=r"Error when allocating new name: Invalid container name \(/#b\)"
