@@ -99,7 +99,7 @@ def _make_cpuset(directory: str) -> None:
     if os.path.isdir(directory) and read(directory, "cpuset.cpus") and read(directory, "cpuset.mems"):
         return
     parent = os.path.dirname(directory)
-    if os.path.exists(f"{parent}/cpuset.cpus"):
+    if not os.path.isdir(parent) or os.path.exists(f"{parent}/cpuset.cpus"):
         _make_cpuset(parent)
     os.makedirs(directory, 0o755, exist_ok=True)
     for file in ("cpuset.cpus", "cpuset.mems"):
