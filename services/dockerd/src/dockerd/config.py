@@ -70,7 +70,6 @@ class Config:
     storage_driver: str = "overlayfs"
     live_restore: bool = True
     shutdown_timeout: int = 15
-    max_concurrent_downloads: int = 3
 
     def container_state(self, container_id: str) -> str:
         """The container's directory below the exec root, for what lives as long as its processes."""
@@ -138,13 +137,6 @@ SETTINGS = (
     Setting("storage-driver", ("-s", "--storage-driver"), "storage_driver", "string", "Storage driver to use"),
     Setting("live-restore", ("--live-restore",), "live_restore", "bool", "Keep containers alive (always on)"),
     Setting("shutdown-timeout", ("--shutdown-timeout",), "shutdown_timeout", "int", "Set the default shutdown timeout"),
-    Setting(
-        "max-concurrent-downloads",
-        ("--max-concurrent-downloads",),
-        "max_concurrent_downloads",
-        "int",
-        "Set the max concurrent downloads",
-    ),
 )
 """What the engine offers. Flags that are not here are refused by the command line."""
 
@@ -354,10 +346,9 @@ def _validate(config: Config) -> None:
     for label in config.labels:
         if "=" not in label:
             raise ConfigError(f"bad attribute format: {label}")
-    for name, number in (("mtu", config.mtu), ("max-concurrent-downloads", config.max_concurrent_downloads)):
-        if number < 0:
-            raise ConfigError(f"invalid {name}: {number}")
-    if config.mtu and config.mtu < 68:
+    if config.shutdown_timeout < 0:
+        raise ConfigError(f"invalid shutdown-timeout: {config.shutdown_timeout}")
+    if config.mtu < 68:
         raise ConfigError(f"invalid mtu: {config.mtu} (the least that IPv4 allows is 68)")
     if not config.live_restore:
         raise ConfigError("live-restore cannot be turned off: containers never depend on this daemon")

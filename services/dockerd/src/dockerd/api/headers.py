@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dockerd.version import API_VERSION, VERSION
+from dockerd.version import API_VERSION, SERVER
 
-__all__ = ["SERVER", "common_headers", "unrouted_headers"]
-
-SERVER = f"Docker/{VERSION} (linux)"
+__all__ = ["common_headers", "unrouted_headers"]
 
 
 def common_headers() -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from dockerd.api.request import encode_json
 from dockerd.containers.wait import Condition, Outcome
 from dockerd.engine import Engine
 from dockerd.errors import NotFound
-from dockerd.server.hijack import Detached
+from dockerd.server.detached import Detached
 from dockerd.server.streaming import open_stream
 
 __all__ = ["reply_when"]

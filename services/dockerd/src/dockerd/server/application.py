@@ -98,6 +98,12 @@ class Application(BaseApplication):  # type: ignore[misc]
             log.set_up(self._config.log_level, self._config.debug)
         super().reload()
 
+    def run(self) -> None:
+        """Serve until told to stop. What the master has loaded is shared with its workers as long as nobody touches it."""
+        gc.collect()
+        gc.freeze()
+        super().run()
+
     def load(self) -> Callable[..., Iterable[bytes]]:
         """Build the engine. Runs in a worker: the master has loaded neither Flask nor gRPC."""
         from dockerd.api import create_app

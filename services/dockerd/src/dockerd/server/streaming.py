@@ -22,7 +22,7 @@ from typing import NoReturn
 
 import flask
 
-from dockerd.server.hijack import Detached
+from dockerd.server.detached import Detached
 from dockerd.server.reactor import HANGUP, READ, WRITE, Reactor
 
 __all__ = ["ResponseStream", "open_stream"]

@@ -1,6 +1,8 @@
 """gunicorn's threaded worker, for a server whose connections may leave HTTP.
 
-A view that raises :class:`~dockerd.server.hijack.Detached` gets its connection: the socket and what the client had sent
+The master loads this module too: it imports neither Flask nor anything of the engine.
+
+A view that raises :class:`~dockerd.server.detached.Detached` gets its connection: the socket and what the client had sent
 behind its request, with nothing of gunicorn's left that would write to it, shut it down or time it out.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import json
 import os
 import signal
 import socket
@@ -21,9 +24,8 @@ from gunicorn.http import wsgi  # type: ignore[import-untyped]
 from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine  # type: ignore[import-untyped]
 from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
 
-from dockerd.api.headers import SERVER
-from dockerd.api.request import encode_json
-from dockerd.server.hijack import Detached
+from dockerd.server.detached import Detached
+from dockerd.version import SERVER
 
 __all__ = ["Worker"]
 
@@ -131,7 +133,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         elif type(exc).__module__ != "gunicorn.http.errors":
             status, reason = 500, "Internal Server Error"
             self.log.error("a request failed", exc_info=exc)
-        body = encode_json({"message": f"{reason}: {exc}" if str(exc) else reason})
+        body = json.dumps({"message": f"{reason}: {exc}" if str(exc) else reason}).encode() + b"\n"
         head = (
             f"HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
