@@ -26,13 +26,12 @@ SIGKILL = 9
 
 
 def prepare(context: Context, container_id: str, options: CreateOptions, terminal: _socket.socket | None) -> Job:
-    """Read the bundle and decide everything that can be decided without touching the system. Raises RuntimeFailure.
+    """Decide everything that can be decided without touching the system. Raises RuntimeFailure.
 
     terminal: where the master end goes in a foreground run; with --console-socket it is None and connected here.
     """
     state.check_id(container_id)
-    bundle = os.path.realpath(options.bundle)
-    spec = specification.load(bundle)
+    bundle, spec = options.bundle, options.spec
     job = Job()
     job.spec = spec
     job.process = spec["process"]
@@ -109,7 +108,7 @@ def create(context: Context, container_id: str, options: CreateOptions, terminal
 def _record(job: Job, options: CreateOptions) -> None:
     container = job.container
     container.oci_version = job.spec["ociVersion"]
-    container.bundle = os.path.realpath(options.bundle)
+    container.bundle = options.bundle
     container.rootfs = job.rootfs
     container.cgroup_paths = job.cgroups.controllers
     container.cgroup_unified = job.cgroups.unified
@@ -218,14 +217,24 @@ def _attend(job: Job, pid: int, channel: messages.Channel) -> None:
     process.set_rlimits(pid, job.process.get("rlimits", []))
     channel.send(GO)
     channel.expect(PREPARED)
-    control.apply(job.cgroups, linux.get("resources", {}), with_devices=True)
-    described = state.oci_state(container, "creating")
-    hooks.run("prestart", job.spec.get("hooks", {}), described)
-    hooks.run("createRuntime", job.spec.get("hooks", {}), described)
+    try:
+        _before_the_root_changes(job)
+    except RuntimeFailure as failure:
+        raise failure.within("error during container init") from failure
     channel.send(GO)
     channel.expect(READY)
     container.creating = False
     container.save()
+
+
+def _before_the_root_changes(job: Job) -> None:
+    try:
+        control.apply(job.cgroups, job.spec["linux"].get("resources", {}), with_devices=True)
+    except RuntimeFailure as failure:
+        raise failure.within("error setting cgroup config for procHooks process") from failure
+    described = state.oci_state(job.container, "creating")
+    hooks.run("prestart", job.spec.get("hooks", {}), described)
+    hooks.run("createRuntime", job.spec.get("hooks", {}), described)
 
 
 def _close_ours(job: Job) -> None:

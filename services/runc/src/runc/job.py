@@ -18,10 +18,20 @@ if TYPE_CHECKING:
 class CreateOptions:
     """What the flags of `create` and `run` ask for."""
 
-    __slots__ = ("bundle", "console_socket", "no_new_keyring", "no_pivot", "pid_file", "pidfd_socket", "preserve_fds")
+    __slots__ = (
+        "bundle",
+        "console_socket",
+        "no_new_keyring",
+        "no_pivot",
+        "pid_file",
+        "pidfd_socket",
+        "preserve_fds",
+        "spec",
+    )
 
-    def __init__(self, bundle: str) -> None:
+    def __init__(self, bundle: str, spec: Spec) -> None:
         self.bundle = bundle
+        self.spec = spec
         self.console_socket = ""
         self.pid_file = ""
         self.pidfd_socket = ""

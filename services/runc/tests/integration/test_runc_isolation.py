@@ -33,7 +33,6 @@ def test_the_host_name_is_the_container_s(runtime) -> None:
 
 def test_a_network_namespace_has_its_loopback_up(runtime) -> None:
     """127.0.0.1 is there from the start."""
-    assert "LOOPBACK,UP" not in ""
     flags = int(runtime.output("sh", "-c", "cat /sys/class/net/lo/flags"), 16)
     assert flags & 1
 
@@ -100,7 +99,10 @@ def test_a_user_namespace_maps_ids(runtime) -> None:
     runtime.bundle.namespace("user")
     mapping = [{"containerID": 0, "hostID": 100000, "size": 65536}]
     runtime.bundle.linux["uidMappings"] = runtime.bundle.linux["gidMappings"] = mapping
-    script = "id -u; tr -s ' ' </proc/self/uid_map; echo x >/dev/null && echo null; touch /tmp/file; test -c /dev/tty && echo tty"
+    script = (
+        "id -u; tr -s ' ' </proc/self/uid_map; echo x >/dev/null && echo null; touch /tmp/file;"
+        "test -c /dev/tty && echo tty"
+    )
     assert runtime.output("sh", "-c", script).split() == ["0", "0", "100000", "65536", "null", "tty"]
     assert (runtime.bundle.rootfs / "tmp/file").stat().st_uid == 100000
     runtime.detached("sleep", "100")
@@ -413,8 +415,8 @@ def test_memory_pids_and_cpu_limits(runtime) -> None:
         "cpu": {"shares": 512, "quota": 50000, "period": 100000, "cpus": "0", "mems": "0"},
     }
     script = (
-        "cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes memory/memory.soft_limit_in_bytes pids/pids.max cpu/cpu.shares "
-        "cpu/cpu.cfs_quota_us cpuset/cpuset.cpus; for i in 1 2 3 4 5 6 7; do sleep 1 & done"
+        "cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes memory/memory.soft_limit_in_bytes pids/pids.max "
+        "cpu/cpu.shares cpu/cpu.cfs_quota_us cpuset/cpuset.cpus; for i in 1 2 3 4 5 6 7; do sleep 1 & done"
     )
     done = runtime.run("sh", "-c", script)
     assert done.stdout.split() == [str(64 << 20), str(32 << 20), "5", "512", "50000", "0"]

@@ -19,7 +19,12 @@ def test_run_passes_standard_input_on(runtime) -> None:
     """What is written to the call is read by the process."""
     runtime.bundle.write("cat")
     done = subprocess.run(
-        runtime.argv("run", runtime.id), cwd=runtime.bundle.path, input="abc", capture_output=True, text=True, check=True
+        runtime.argv("run", runtime.id),
+        cwd=runtime.bundle.path,
+        input="abc",
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout == "abc"
 
@@ -174,7 +179,7 @@ def test_errors_are_logged_as_json(runtime, tmp_path: Path) -> None:
     assert record["level"] == "error"
     assert record["msg"].startswith("runc create failed: unable to start container process: exec:")
     assert list(record) == ["level", "msg", "time"]
-    assert 'executable file not found in $PATH' in done.stderr
+    assert "executable file not found in $PATH" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -305,7 +310,7 @@ def test_version_and_help(runtime) -> None:
     assert wrong.returncode == 1
     assert "flag provided but not defined: -bogus" in wrong.stderr
     assert wrong.stdout.startswith("Incorrect Usage")
-    assert 'requires exactly 1 argument(s)' in runtime.call("create").stderr
+    assert "requires exactly 1 argument(s)" in runtime.call("create").stderr
 
 
 def test_features_is_json(runtime) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from runc import creation
+from runc import spec as specification
 from runc.cli import expect_arguments
 from runc.errors import RuntimeFailure, describe
 from runc.flags import Flag, Options
@@ -54,19 +55,29 @@ FLAGS = (
 )
 
 
-def create_options(options: Options) -> CreateOptions:
-    """The flags that `create` and `run` share. Paths are made absolute: the bundle becomes the working directory."""
-    chosen = CreateOptions(os.path.abspath(options.text("bundle") or "."))
-    for name in ("console_socket", "pid_file", "pidfd_socket"):
-        path = options.text(name.replace("_", "-"))
-        setattr(chosen, name, os.path.abspath(path) if path else "")
+def create_options(options: Options, *, detached: bool) -> CreateOptions:
+    """The bundle and the flags that `create` and `run` share; the bundle becomes the working directory.
+
+    Raises RuntimeFailure.
+    """
+    bundle = os.path.realpath(options.text("bundle") or ".")
+    # Other paths are the caller's: made absolute before the directory changes.
+    paths = {
+        name: os.path.abspath(options.text(name)) if options.text(name) else ""
+        for name in ("console-socket", "pid-file", "pidfd-socket")
+    }
+    try:
+        os.chdir(bundle)
+    except OSError as error:
+        raise RuntimeFailure(f"chdir {describe(error)}") from error
+    chosen = CreateOptions(bundle, specification.load(bundle))
+    chosen.console_socket = paths["console-socket"]
+    chosen.pid_file = paths["pid-file"]
+    chosen.pidfd_socket = paths["pidfd-socket"]
     chosen.no_pivot = options.has("no-pivot")
     chosen.no_new_keyring = options.has("no-new-keyring")
     chosen.preserve_fds = options.number("preserve-fds")
-    try:
-        os.chdir(chosen.bundle)
-    except OSError as error:
-        raise RuntimeFailure(f"chdir {describe(error)}") from error
+    check_terminal(chosen.spec["process"].get("terminal", False), detached, chosen.console_socket)
     return chosen
 
 
@@ -82,8 +93,7 @@ def run(context: Context, options: Options, arguments: list[str]) -> int:
     """Do it."""
     expect_arguments("create", arguments, 1)
     try:
-        chosen = create_options(options)
-        creation.create(context, arguments[0], chosen, None)
+        creation.create(context, arguments[0], create_options(options, detached=True), None)
     except RuntimeFailure as failure:
         raise failure.within("runc create failed") from failure
     return 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 from runc import creation, deletion, foreground, starting
-from runc import spec as specification
 from runc.cli import expect_arguments
 from runc.commands import create as create_command
 from runc.errors import RuntimeFailure
@@ -31,14 +30,13 @@ def run(context: Context, options: Options, arguments: list[str]) -> int:
     """Do it; gives the status of the container's process."""
     expect_arguments("run", arguments, 1)
     try:
-        chosen = create_command.create_options(options)
-        spec = specification.load(chosen.bundle)
-        terminal, detached = spec["process"].get("terminal", False), options.has("detach")
-        create_command.check_terminal(terminal, detached, chosen.console_socket)
+        detached = options.has("detach")
+        chosen = create_command.create_options(options, detached=detached)
         if detached:
             container = creation.create(context, arguments[0], chosen, None)
             _start(context, container)
             return 0
+        terminal = chosen.spec["process"].get("terminal", False)
         front = foreground.Foreground(terminal=terminal, subreaper=not options.has("no-subreaper"))
         return _run_in_front(context, arguments[0], chosen, front, keep=options.has("keep"))
     except RuntimeFailure as failure:
