@@ -94,6 +94,8 @@ class NetworkService:
         """
         if mode.startswith("container:"):
             return self._join(mode.partition(":")[2])
+        if self._store.endpoint(container_id) is not None:
+            raise errors.Conflict(f"{_PREFIX}container {container_id} has a network already")
         network = self._network_for(mode)
         exposed = {f"{port}/{protocol}" for port, protocol in map(ports.parse_port, exposed_ports)}
         endpoint = Endpoint(
