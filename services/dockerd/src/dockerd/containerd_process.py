@@ -53,7 +53,7 @@ def ensure(config: Config) -> str:
         stdin=subprocess.DEVNULL,
         start_new_session=True,
         cwd="/",
-        env={**os.environ, "PATH": search_path()},
+        env=_environment(),
     )
     deadline = time.monotonic() + START_SECONDS
     while peer_pid(address) is None:
@@ -67,6 +67,12 @@ def ensure(config: Config) -> str:
             raise StartError(f"failed to start containerd: timeout waiting for it to listen on {address}")
         time.sleep(0.02)
     return address
+
+
+def _environment() -> dict[str, str]:
+    """This process's, without what its service manager said to it alone."""
+    own = ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_PID", "WATCHDOG_USEC")
+    return {name: value for name, value in os.environ.items() if name not in own} | {"PATH": search_path()}
 
 
 def search_path() -> str:

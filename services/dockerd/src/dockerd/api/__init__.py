@@ -27,7 +27,7 @@ __all__ = ["MODULES", "create_app"]
 
 _log = logging.getLogger(__name__)
 
-MODULES = ("system", "events", "containers", "logs", "attach", "exec", "images", "networks", "volumes")
+MODULES = ("system", "events", "containers", "logs", "attach", "exec", "images", "networks", "volumes", "absent")
 
 _VERSION = "gantry.api_version"
 """The WSGI environment's key for the version prefix."""
