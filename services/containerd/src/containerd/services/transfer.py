@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 
 from containerd.anyvalue import AnyValue
 from containerd.errors import Cancelled, InvalidArgument, Unimplemented
+from containerd.observers import nobody
 from containerd.scope import Scope
 from containerd.services.mounts import descriptor_message
 from containerd.streaming import Stream, Streams
@@ -58,10 +59,12 @@ class Transfer(service.TransferServicer):
 
     async def Transfer(self, request: messages.TransferRequest, context: _Context) -> Empty:
         scope = Scope.current()
-        source, destination = _endpoint(request.source), _endpoint(request.destination)
         cancellation = Cancellation()
         async with AsyncExitStack() as stack:
-            connections = self._connect(stack, scope, source, destination, request, cancellation)
+            # First of all: whatever is wrong with the rest, the client's progress stream comes to its end.
+            progress = self._progress(stack, scope, request.options.progress_stream)
+            source, destination = _endpoint(request.source), _endpoint(request.destination)
+            connections = self._connect(stack, scope, source, destination, progress, cancellation)
             work = asyncio.ensure_future(
                 asyncio.to_thread(self._transfers.transfer, scope, source, destination, connections, cancellation)
             )
@@ -73,21 +76,23 @@ class Transfer(service.TransferServicer):
                 raise
         return Empty()
 
+    def _progress(self, stack: AsyncExitStack, scope: Scope, name: str) -> Callable[[Progress], None]:
+        if not name:
+            return nobody
+        reporter = _Reporter(self._streams.get(scope.namespace, name))
+        stack.push_async_callback(reporter.close)
+        return reporter.report
+
     def _connect(
         self,
         stack: AsyncExitStack,
         scope: Scope,
         source: Any,
         destination: Any,
-        request: messages.TransferRequest,
+        progress: Callable[[Progress], None],
         cancellation: Cancellation,
     ) -> Connections:
-        options: dict[str, Any] = {}
-        progress_stream = request.options.progress_stream
-        if progress_stream:
-            reporter = _Reporter(self._streams.get(scope.namespace, progress_stream))
-            stack.push_async_callback(reporter.close)
-            options["progress"] = reporter.report
+        options: dict[str, Any] = {"progress": progress}
         for endpoint in (source, destination):
             if isinstance(endpoint, OCIRegistry) and endpoint.auth_stream:
                 stream = self._streams.get(scope.namespace, endpoint.auth_stream)
