@@ -6,6 +6,7 @@ called `runc.preload()`: it keeps nothing between calls and writes by descriptor
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -99,7 +100,16 @@ def out(text: str) -> None:
 
 def main() -> NoReturn:
     """The console entry point: raises SystemExit with the exit code."""
-    raise SystemExit(_call(sys.argv[1:]))
+    # One call allocates little and ends soon: looking for circular garbage costs more than it could free, and in a
+    # process forked from a template it would touch, and so copy, every page.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        code = _call(sys.argv[1:])
+    finally:
+        if collecting:
+            gc.enable()
+    raise SystemExit(code)
 
 
 def _call(argv: list[str]) -> int:

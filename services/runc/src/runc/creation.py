@@ -124,6 +124,7 @@ def _launch(job: Job) -> int:
         os.chmod(job.container.fifo, 0o622)  # noqa: S103 - opened for writing by whoever the program runs as
         job.fifo_fd = os.open(job.container.fifo, os.O_PATH | os.O_CLOEXEC)
         control.create(job.cgroups)
+        job.joining = control.joining(job.cgroups)
         job.opened_namespaces = namespaces.open_joined(job.namespaces)
         job.source_trees = _open_sources(job)
         ours, theirs = messages.pair()
@@ -165,7 +166,7 @@ def _fork(job: Job, ours: messages.Channel, theirs: messages.Channel) -> int:
     """Fork init into its new namespaces; gives its pid, as the caller sees it."""
     plan = job.namespaces
     if not plan.needs_middle:
-        pid = linux_namespaces.fork(plan.at_fork)
+        pid = job.joining.fork(plan.at_fork)
         if pid == 0:
             ours.close()
             init.run(job, theirs)
@@ -183,7 +184,7 @@ def _fork_from_middle(job: Job, ours: messages.Channel, theirs: messages.Channel
         try:
             linux_process.set_dumpable(False)
             namespaces.join(job.opened_namespaces, job.namespaces.joined)
-            pid = linux_namespaces.fork(job.namespaces.at_fork | linux_namespaces.CLONE_PARENT)
+            pid = job.joining.fork(job.namespaces.at_fork | linux_namespaces.CLONE_PARENT)
             if pid == 0:
                 os.close(reader)
                 os.close(writer)
@@ -208,7 +209,7 @@ def _fork_from_middle(job: Job, ours: messages.Channel, theirs: messages.Channel
 def _attend(job: Job, pid: int, channel: messages.Channel) -> None:
     container, linux = job.container, job.spec["linux"]
     container.save()
-    control.join(job.cgroups, pid)
+    job.joining.parent_moves(pid)
     if job.namespaces.makes("user"):
         from runc import idmap
 
@@ -216,28 +217,34 @@ def _attend(job: Job, pid: int, channel: messages.Channel) -> None:
     process.set_oom_score(pid, job.process.get("oomScoreAdj"))
     process.set_rlimits(pid, job.process.get("rlimits", []))
     channel.send(GO)
+    _set_limits(job)  # while init is making its mounts
     channel.expect(PREPARED)
-    try:
-        _before_the_root_changes(job)
-    except RuntimeFailure as failure:
-        raise failure.within("error during container init") from failure
+    _run_hooks(job)
     channel.send(GO)
     channel.expect(READY)
     container.creating = False
     container.save()
 
 
-def _before_the_root_changes(job: Job) -> None:
+def _set_limits(job: Job) -> None:
     try:
         control.apply(job.cgroups, job.spec["linux"].get("resources", {}), with_devices=True)
     except RuntimeFailure as failure:
-        raise failure.within("error setting cgroup config for procHooks process") from failure
+        context = "error during container init: error setting cgroup config for procHooks process"
+        raise failure.within(context) from failure
+
+
+def _run_hooks(job: Job) -> None:
     described = state.oci_state(job.container, "creating")
-    hooks.run("prestart", job.spec.get("hooks", {}), described)
-    hooks.run("createRuntime", job.spec.get("hooks", {}), described)
+    try:
+        hooks.run("prestart", job.spec.get("hooks", {}), described)
+        hooks.run("createRuntime", job.spec.get("hooks", {}), described)
+    except RuntimeFailure as failure:
+        raise failure.within("error during container init") from failure
 
 
 def _close_ours(job: Job) -> None:
+    job.joining.close()
     for fd in (job.fifo_fd, *job.source_trees.values()):
         os.close(fd)
     for fd in job.opened_namespaces.values() if not job.namespaces.needs_middle else ():

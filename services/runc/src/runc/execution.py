@@ -34,11 +34,12 @@ def execute(job: ExecJob, sub_groups: list[str]) -> int:
 def _execute(job: ExecJob, sub_groups: list[str]) -> int:
     container = job.container
     pidfd = _open_init(container)
+    job.joining = control.Joining(*joined_groups(container, sub_groups))
     ours, theirs = messages.pair()
     # From its first moment in the container's pid namespace on, the process can be seen from inside.
     linux_process.set_dumpable(False)
     try:
-        pid = _fork_inside(container, pidfd)
+        pid = _fork_inside(job, pidfd)
         if pid == 0:
             ours.close()
             run(job, theirs, pidfd)
@@ -46,7 +47,7 @@ def _execute(job: ExecJob, sub_groups: list[str]) -> int:
         linux_process.set_dumpable(True)
     theirs.close()
     try:
-        _join_groups(container, pid, sub_groups)
+        job.joining.parent_moves(pid, "" if sub_groups else _inner_group(container))
         process.set_oom_score(pid, job.process.get("oomScoreAdj"))
         process.set_rlimits(pid, job.process.get("rlimits", []))
         ours.send(GO)
@@ -61,6 +62,7 @@ def _execute(job: ExecJob, sub_groups: list[str]) -> int:
     finally:
         ours.close()
         os.close(pidfd)
+        job.joining.close()
         if job.console is not None:
             job.console.close()
     return pid
@@ -86,15 +88,16 @@ def _open_init(container: Container) -> int:
     return pidfd
 
 
-def _fork_inside(container: Container, pidfd: int) -> int:
+def _fork_inside(job: ExecJob, pidfd: int) -> int:
     """Fork a child that is in the container's pid namespace; the caller itself stays where it is."""
+    container = job.container
     if "pid" not in container.namespaces:
-        return linux_namespaces.fork()
+        return job.joining.fork()
     own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     try:
         linux_namespaces.setns(pidfd, linux_namespaces.CLONE_NEWPID, f"/proc/{container.pid}/ns/pid")
         try:
-            pid = linux_namespaces.fork()
+            pid = job.joining.fork()
         except OSError:
             linux_namespaces.setns(own, linux_namespaces.CLONE_NEWPID)
             raise
@@ -105,22 +108,16 @@ def _fork_inside(container: Container, pidfd: int) -> int:
         os.close(own)
 
 
-def _join_groups(container: Container, pid: int, sub_groups: list[str]) -> None:
-    directories = sub_directories(container, sub_groups)
-    for directory in directories:
-        try:
-            control.join_directory(directory, pid)
-        except RuntimeFailure:
-            if container.cgroup_paths or sub_groups:
-                raise
-            # v2: when the container has made groups below its own, no process may be in that one any more.
-            with open(f"/proc/{container.pid}/cgroup", "rb", buffering=0) as file:
-                inner = file.read().decode().strip().rpartition("::")[2]
-            control.join_directory(f"{hierarchy.ROOT}{inner}", pid)
+def _inner_group(container: Container) -> str:
+    """v2: a group with groups below it takes no process; the container's first process is in one that does."""
+    if container.cgroup_paths:
+        return ""
+    with open(f"/proc/{container.pid}/cgroup", "rb", buffering=0) as file:
+        return hierarchy.ROOT + file.read().decode().strip().rpartition("::")[2]
 
 
-def sub_directories(container: Container, sub_groups: list[str]) -> list[str]:
-    """The groups that the process joins: the container's own, or those below them that --cgroup names.
+def joined_groups(container: Container, sub_groups: list[str]) -> tuple[list[str], str]:
+    """The v1 and the v2 groups that the process joins: the container's own, or those below them that --cgroup names.
 
     A name is `[CONTROLLERS:]PATH`; without controllers it is for all. Raises RuntimeFailure.
     """
@@ -139,12 +136,10 @@ def sub_directories(container: Container, sub_groups: list[str]) -> list[str]:
                 raise RuntimeFailure(f"unknown controller {name} in --cgroup {group}")
             chosen[name] = container.cgroup_paths[name] + clean
     directories = list(dict.fromkeys(chosen.values()))
-    if unified:
-        directories.append(unified)
-    for directory in directories if sub_groups else ():
+    for directory in [*directories, *([unified] if unified else [])] if sub_groups else ():
         if not os.path.isdir(directory):
             raise RuntimeFailure(f"{directory} is not an existing cgroup")
-    return directories
+    return directories, unified
 
 
 # The new process
@@ -168,6 +163,7 @@ def run(job: ExecJob, channel: Channel, pidfd: int) -> NoReturn:
 def _run(job: ExecJob, channel: Channel, pidfd: int) -> None:
     init.seal()
     linux_process.set_name("runc:[2:EXEC]")
+    job.joining.enter()
     channel.wait_go()
     _join_namespaces(job.container, pidfd)
     os.close(pidfd)

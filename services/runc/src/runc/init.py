@@ -62,13 +62,12 @@ def seal() -> None:
     gc.disable()
     sys.meta_path[:] = [finder for finder in sys.meta_path if getattr(finder, "__module__", "") == "_frozen_importlib"]
     sys.path[:] = []
-    sys.path_hooks[:] = []
-    sys.path_importer_cache.clear()
 
 
 def _run(job: Job, channel: Channel) -> None:
     seal()
     linux_process.set_name("runc:[2:INIT]")
+    job.joining.enter()
     channel.wait_go()
     try:
         proc_fds = _build(job, channel)

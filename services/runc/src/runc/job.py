@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     import _socket
 
     from gantry.oci.runtime import Device, Process, Spec
+    from runc.cgroups.control import Joining
     from runc.cgroups.hierarchy import Paths
     from runc.logs import Log
     from runc.mounts import MountStep
@@ -50,6 +51,7 @@ class Job:
         "credentials",
         "devices",
         "fifo_fd",
+        "joining",
         "listen_env",
         "log",
         "mounts",
@@ -84,6 +86,7 @@ class Job:
     console: _socket.socket | None
     """Where the master end of the terminal goes; connected before the fork, while its path means something."""
     fifo_fd: int
+    joining: Joining
     preserved: int
     """How many descriptors behind the standard streams the program gets."""
     listen_env: list[str]
@@ -95,11 +98,12 @@ class Job:
 class ExecJob:
     """A process to be added to a running container."""
 
-    __slots__ = ("console", "container", "credentials", "listen_env", "preserved", "process", "seccomp")
+    __slots__ = ("console", "container", "credentials", "joining", "listen_env", "preserved", "process", "seccomp")
 
     container: Container
     process: Process
     credentials: Credentials
+    joining: Joining
     seccomp: bytes
     console: _socket.socket | None
     preserved: int

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, NoReturn
 
 # Bound now, not when it is needed: a process that has entered a container loads no code any more.
 try:
@@ -17,9 +17,11 @@ except ImportError:  # an interpreter without the accelerator
     from json.encoder import encode_basestring_ascii
 
     scanner: Any = None
+    make_encoder: Any = None
 else:
     encode_basestring_ascii = _json.encode_basestring_ascii
     scanner = _json.make_scanner
+    make_encoder = _json.make_encoder
 
 
 class _Context:
@@ -70,13 +72,20 @@ def _scalar(value: object) -> str:
         return int.__repr__(value)
     if isinstance(value, float):
         return float.__repr__(value)
-    raise TypeError(f"{type(value).__name__} has no JSON form")
+    return _refuse(value)
 
 
 def dumps(value: object, indent: int | str = 0) -> str:
     """The JSON text of a value: compact, or with `indent` (a number of spaces, or the text itself) one item a line."""
     step = " " * indent if isinstance(indent, int) else indent
+    if not step and make_encoder is not None:
+        encoder = make_encoder(None, _refuse, encode_basestring_ascii, None, ":", ",", False, False, False)
+        return "".join(encoder(value, 0))
     return _write(value, step, "\n" if step else "")
+
+
+def _refuse(value: object) -> NoReturn:
+    raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
 def _write(value: object, step: str, line: str) -> str:

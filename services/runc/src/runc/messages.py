@@ -4,13 +4,13 @@ The choreography of `create` (and of `run`, which goes on with `start`):
 
     runtime                                          init, the container's first process
     -------                                          ------------------------------------
-    fork into the new namespaces  ─────────────────> waits; has everything in memory, nothing is sent
-    puts init into its cgroups
+    makes the cgroups
+    fork into the new namespaces  ─────────────────> has everything in memory, nothing is sent;
+                                                     moves itself into its cgroups, and waits
     writes the id maps, rlimits, oom score
     GO            ─────────────────────────────────> joins namespaces, session keyring, cgroup and time namespaces,
-                                                     mounts, devices, console
+    limits, device rules                             mounts, devices, console
                   <───────────────────────────────── PREPARED: the mounts are made, the old root is still there
-    limits, device rules
     prestart and createRuntime hooks (state: creating)
     GO            ─────────────────────────────────> createContainer hooks, masked paths, pivot_root, user,
                                                      capabilities, looks up the program

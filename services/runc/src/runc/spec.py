@@ -21,8 +21,9 @@ MAX_SIZE = 16 << 20
 NAMESPACE_TYPES = ("pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time")
 HOOK_KINDS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 
-# What must hold of the shape: path in the document, type. `[]` is each item of a list.
-_SHAPE: tuple[tuple[str, type | tuple[type, ...]], ...] = (
+# What must hold of the shape: path in the document, type. `[]` is each item of a list. What a path goes through is
+# listed before it, so that a step may rely on the type of the one above.
+_SHAPE: tuple[tuple[str, type], ...] = (
     ("root", dict),
     ("root.path", str),
     ("mounts", list),
@@ -74,7 +75,7 @@ _SHAPE: tuple[tuple[str, type | tuple[type, ...]], ...] = (
     ("linux.personality", dict),
 )
 
-_PROCESS_SHAPE: tuple[tuple[str, type | tuple[type, ...]], ...] = (
+_PROCESS_SHAPE: tuple[tuple[str, type], ...] = (
     ("args", list),
     ("args[]", str),
     ("env", list),
@@ -175,17 +176,22 @@ def drop_nulls(value: dict[str, Any]) -> None:
                     drop_nulls(entry)
 
 
-def _check(value: Any, path: str, kind: type | tuple[type, ...], where: str = "") -> None:
-    items = [value]
+_NAMES = {str: "a string", int: "a number", dict: "an object", list: "a list"}
+
+
+def _check(value: dict[str, Any], path: str, kind: type, where: str = "") -> None:
+    items: list[Any] = [value]
     for step in path.split("."):
-        name, each = (step[:-2], True) if step.endswith("[]") else (step, False)
-        items = [item[name] for item in items if isinstance(item, dict) and name in item]
-        if each:
-            items = [entry for item in items if isinstance(item, list) for entry in item]
+        name = step.removesuffix("[]")
+        items = [item[name] for item in items if name in item]
+        if not items:
+            return
+        if name is not step:
+            items = [entry for item in items for entry in item]
     for item in items:
         if not isinstance(item, kind) or (kind is int and isinstance(item, bool)):
-            expected = {str: "a string", int: "a number", dict: "an object", list: "a list"}[kind]  # type: ignore[index]
-            raise RuntimeFailure(f"config.json: {where}{path}: expected {expected}, got {jsontext.dumps(item)[:80]}")
+            shown = jsontext.dumps(item)[:80]
+            raise RuntimeFailure(f"config.json: {where}{path}: expected {_NAMES[kind]}, got {shown}")
 
 
 def _check_version(spec: Spec) -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import time
 
+from gantry.linux import namespaces as linux_namespaces
 from runc.cgroups import resources as plan
 from runc.cgroups.hierarchy import ROOT, UNIFIED_DIRECTORY, V2, Paths
 from runc.errors import RuntimeFailure, system_text
@@ -132,28 +133,88 @@ def _try_write(directory: str, file: str, value: str) -> bool:
     return True
 
 
-def join(paths: Paths, pid: int) -> None:
-    """Put a process into the groups. Raises RuntimeFailure."""
-    for directory in paths.directories:
-        join_directory(directory, pid)
+class Joining:
+    """How a process that is about to be forked comes into its groups.
 
+    Moving a process by `cgroup.procs` has the kernel wait for a grace period of all processors, which takes longer than
+    everything else about a container. A process that moves only itself, by v1's `tasks`, and one that is forked into a
+    v2 group (CLONE_INTO_CGROUP) do not (kernel: cgroup_procs_write_start). The files are opened by the runtime: the
+    kernel asks for the rights of who opened them, and the process may have none left in its user namespace.
+    """
 
-def join_directory(directory: str, pid: int) -> None:
-    """Put a process into one group. Raises RuntimeFailure."""
-    deadline = time.monotonic() + 1
-    while True:
+    __slots__ = ("group", "tasks", "unified")
+
+    def __init__(self, directories: list[str], unified: str) -> None:
+        self.unified = unified
+        self.tasks: list[tuple[str, int]] = []
+        self.group = -1
         try:
-            write(directory, PROCS, str(pid))
-            return
+            for directory in directories:
+                self.tasks.append((directory, os.open(f"{directory}/tasks", os.O_WRONLY | os.O_CLOEXEC)))
+            if unified:
+                self.group = os.open(unified, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            # A process that is being forked can not be moved for a moment.
-            if error.errno == errno.EINVAL and time.monotonic() < deadline:
-                time.sleep(_RETRY_PAUSE)
-                continue
+            self.close()
             raise RuntimeFailure(
-                f"unable to apply cgroup configuration: failed to write {pid}: "
-                f"open {directory}/{PROCS}: {system_text(error)}"
+                f"unable to apply cgroup configuration: open {error.filename}: {system_text(error)}"
             ) from error
+
+    def fork(self, flags: int = 0) -> int:
+        """Fork into new namespaces and into the v2 group."""
+        try:
+            return linux_namespaces.fork(flags, self.group)
+        except OSError as error:
+            if self.group < 0 or error.errno not in (errno.EBUSY, errno.E2BIG, errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+        # The group takes no processes any more (`parent_moves` knows where to put this one), or the kernel is old.
+        os.close(self.group)
+        self.group = -1
+        return linux_namespaces.fork(flags)
+
+    def enter(self) -> None:
+        """In the child: move into the v1 groups. Raises RuntimeFailure."""
+        for directory, fd in self.tasks:
+            try:
+                os.write(fd, b"0")
+            except OSError as error:
+                raise RuntimeFailure(
+                    f"unable to apply cgroup configuration: write {directory}/tasks: {system_text(error)}"
+                ) from error
+        self.close()
+
+    def parent_moves(self, pid: int, fallback: str = "") -> None:
+        """In the parent: move the child where `fork` could not put it. Raises RuntimeFailure."""
+        if not self.unified or self.group >= 0:
+            return
+        try:
+            _move(self.unified, pid)
+        except RuntimeFailure:
+            if not fallback:
+                raise
+            _move(fallback, pid)
+
+    def close(self) -> None:
+        """Close the files."""
+        for _, fd in self.tasks:
+            os.close(fd)
+        self.tasks.clear()
+        if self.group >= 0:
+            os.close(self.group)
+
+
+def joining(paths: Paths) -> Joining:
+    """For the container's own groups. Raises RuntimeFailure."""
+    return Joining(list(dict.fromkeys(paths.controllers.values())), paths.unified)
+
+
+def _move(directory: str, pid: int) -> None:
+    try:
+        write(directory, PROCS, str(pid))
+    except OSError as error:
+        raise RuntimeFailure(
+            f"unable to apply cgroup configuration: failed to write {pid}: "
+            f"open {directory}/{PROCS}: {system_text(error)}"
+        ) from error
 
 
 # Limits
