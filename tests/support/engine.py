@@ -126,10 +126,12 @@ class Engine:
             self.env,
             lambda: answers(self.address),
         )
+        places = ["--data-root", str(directory / "docker"), "--exec-root", str(directory / "d")]
+        places += ["--pidfile", str(directory / "docker.pid")]
+        self.network_removal = [programs.ours("dockerd"), "remove-network", *places]
         self.dockerd = Daemon(
             [programs.ours("dockerd"), "-H", f"unix://{self.socket}", "--containerd", str(self.address)]
-            + ["--data-root", str(directory / "docker"), "--exec-root", str(directory / "d")]
-            + ["--pidfile", str(directory / "docker.pid"), "--bip", free_network(), "--debug"],
+            + [*places, "--bip", free_network(), "--debug"],
             directory / "dockerd.log",
             self.env,
             lambda: answers(self.socket) and self.docker("version", check=False).returncode == 0,
@@ -182,22 +184,15 @@ class Engine:
         if ids := self.out("ps", "-aq").split():
             self.docker("rm", "-f", "-v", *ids)
 
-    def bridge(self) -> str:
-        """The name of the default bridge's device."""
-        return self.out("network", "inspect", "bridge", "-f", '{{index .Options "com.docker.network.bridge.name"}}')
-
     def close(self) -> None:
         """Remove containers, stop the daemons and the template, remove what outlives them by design."""
-        bridge = None
         if self.dockerd.process is not None and self.dockerd.process.poll() is None:
             self.remove_containers()
-            bridge = self.bridge()
         for daemon in (self.dockerd, self.containerd):
             if daemon.process is not None:
                 daemon.stop()
         stop_template(self.directory / "c" / "io.gantry.shim.template.v1" / "runc-v2.sock", self.env)
-        if bridge:
-            remove_network(bridge)
+        subprocess.run(self.network_removal, env=self.env, check=True, capture_output=True)
         unmount_below(self.directory)
         shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -225,16 +220,6 @@ def stop_template(path: Path, env: dict[str, str]) -> None:
         subprocess.run(
             [programs.ours("containerd-shim-runc-v2"), "-socket", str(path), "template-stop"], check=True, env=env
         )
-
-
-def remove_network(bridge: str) -> None:
-    """Delete an engine's bridge and its tables; a stopped dockerd leaves both, as containers may still run."""
-    subprocess.run(["ip", "link", "delete", bridge], check=False, capture_output=True)
-    nft = shutil.which("nft") or "/usr/sbin/nft"
-    listed = subprocess.run([nft, "list", "tables"], capture_output=True, text=True, check=False).stdout
-    for _, family, table in map(str.split, listed.splitlines()):
-        if table == bridge or table.removeprefix("gantry") == bridge.removeprefix("gantry"):
-            subprocess.run([nft, "delete", "table", family, table], check=True)
 
 
 def unmount_below(directory: Path) -> None:

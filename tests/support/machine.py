@@ -20,7 +20,7 @@ class Machine:
     links: frozenset[str]
     namespaces: frozenset[str]
     cgroups: frozenset[str]
-    tables: frozenset[str]
+    rules: frozenset[str]
 
     def added_since(self, before: Machine) -> dict[str, list[str]]:
         """What is here now and was not in ``before``, by kind; empty when nothing is."""
@@ -36,7 +36,7 @@ def observe(token: str) -> Machine:
         links=frozenset(os.listdir("/sys/class/net")),
         namespaces=frozenset(os.listdir("/run/netns") if Path("/run/netns").is_dir() else ()),
         cgroups=frozenset(_cgroups()),
-        tables=frozenset(_tables()),
+        rules=frozenset(_rules()),
     )
 
 
@@ -62,9 +62,9 @@ def _cgroups() -> list[str]:
     ]
 
 
-def _tables() -> list[str]:
+def _rules() -> list[str]:
     nft = shutil.which("nft") or "/usr/sbin/nft"
     if not os.access(nft, os.X_OK):
         return []
-    listed = subprocess.run([nft, "list", "tables"], capture_output=True, text=True, check=False).stdout
-    return [line for line in listed.splitlines() if "gantry" in line]
+    listed = subprocess.run([nft, "list", "ruleset"], capture_output=True, text=True, check=False).stdout
+    return [line.strip() for line in listed.splitlines() if "gantry" in line]

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from dockerd.networks import nftables
 from dockerd.networks.nftables import (
     Translation,
     add_translations,
@@ -98,3 +99,38 @@ def test_nft_accepts_the_ruleset() -> None:
     text = install_table("gantry-check", "br7", IPv4Network("10.1.0.0/16"), [WEB, DNS]) + delete_table("gantry-check")
     done = subprocess.run([nft, "-c", "-f", "-"], input=text, text=True, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+CHAINS = """\
+table ip filter {
+\tchain FORWARD {
+\t\ttype filter hook forward priority filter; policy drop;
+\t}
+\tchain DOCKER-USER {
+\t}
+}
+"""
+USER_CHAIN = "table ip filter {\n\tchain DOCKER-USER { # handle 7\n\t}\n}\n"
+
+
+def test_the_bridge_is_accepted_where_another_docker_drops() -> None:
+    """Once, in the chain made for it, and only where something is dropped at all."""
+    commands = nftables.accept_bridge(CHAINS, USER_CHAIN, "gantry0")
+    assert commands.splitlines() == [
+        'insert rule ip filter DOCKER-USER iifname "gantry0" accept comment "gantry: gantry0"',
+        'insert rule ip filter DOCKER-USER oifname "gantry0" accept comment "gantry: gantry0"',
+    ]
+    has_them = USER_CHAIN.replace("\t}", '\t\tiifname "gantry0" accept comment "gantry: gantry0" # handle 9\n\t}')
+    assert nftables.accept_bridge(CHAINS, has_them, "gantry0") == ""
+    assert nftables.accept_bridge(CHAINS.replace("policy drop", "policy accept"), USER_CHAIN, "gantry0") == ""
+    assert nftables.accept_bridge(CHAINS, "", "gantry0") == ""
+
+
+def test_only_own_rules_are_taken_back() -> None:
+    """By handle, of this bridge."""
+    chain = (
+        '\t\tiifname "gantry0" accept comment "gantry: gantry0" # handle 9\n'
+        '\t\tiifname "gantry-1" accept comment "gantry: gantry-1" # handle 10\n'
+        '\t\tiifname "eth0" drop # handle 11\n'
+    )
+    assert nftables.forget_bridge(chain, "gantry0") == "delete rule ip filter DOCKER-USER handle 9\n"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from dockerd.config import SETTINGS, ConfigError, Setting, load, parse_pool
+from dockerd.config import SETTINGS, Config, ConfigError, Setting, load, parse_pool
 from dockerd.version import COMMIT, VERSION
 
 __all__ = ["main"]
@@ -60,7 +60,7 @@ def _options(setting: Setting) -> dict[str, Any]:
 def _parser() -> _Parser:
     parser = _Parser(
         prog="dockerd",
-        usage="dockerd [OPTIONS]",
+        usage="dockerd [OPTIONS]\n       dockerd remove-network [OPTIONS]   remove a stopped engine's bridge and rules",
         description="A self-sufficient runtime for containers.",
         add_help=False,
         allow_abbrev=False,
@@ -105,8 +105,10 @@ def _attach_values(arguments: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status. Errors go to stderr in the real daemon's words."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    removal = words[:1] == ["remove-network"]
     try:
-        namespace, flags = _read(sys.argv[1:] if arguments is None else arguments)
+        namespace, flags = _read(words[1:] if removal else words)
         if namespace.help:
             print(_parser().format_help())
             return 0
@@ -125,11 +127,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     from dockerd.daemon import DaemonError, run
 
+    if removal:
+        return _remove_network(config)
     try:
         return run(config, lambda: load(flags))
     except DaemonError as error:
         print(f"failed to start daemon: {error}" if not error.complete else error, file=sys.stderr)
         return 1
+
+
+def _remove_network(config: Config) -> int:
+    """The command ``remove-network``: what a stopped engine leaves in the kernel for the next one."""
+    from dockerd.daemon import DaemonError, PidFile, make_directories
+    from dockerd.errors import EngineError
+    from dockerd.networks.removal import remove_network
+
+    try:
+        make_directories(config)
+        claim = PidFile(config.pidfile, config.data_root)
+        try:
+            print(remove_network(config))
+        finally:
+            claim.remove()
+    except (DaemonError, EngineError) as error:
+        print(f"cannot remove the network: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

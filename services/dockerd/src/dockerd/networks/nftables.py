@@ -1,8 +1,9 @@
 """The engine's nftables table: computed as text, put into the kernel in one transaction by libnftables.
 
 Rules are few and never change while the engine runs; what varies are elements of two maps, one element for each
-published port. The table is the engine's own, and nothing outside it is touched, so rules of the host's administrator
-and of other engines stand beside it: a packet passes only if all of them let it pass.
+published port. The table is the engine's own, so rules of the host's administrator and of other engines stand beside
+it: a packet passes only if all of them let it pass. The one exception: another Docker on the machine makes the chain
+DOCKER-USER for rules that are not its own, and drops what nobody accepts; there this engine's bridge is accepted.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ from dockerd import errors
 __all__ = [
     "Nftables",
     "Translation",
+    "accept_bridge",
     "add_translations",
     "delete_table",
     "delete_translations",
     "dropping_forward_chains",
+    "forget_bridge",
     "install_table",
 ]
 
 _ANY = IPv4Address(0)
+_OUTPUT_HANDLE = 1 << 3  # NFT_CTX_OUTPUT_HANDLE of libnftables.h
 
 _TABLE = """\
 add table ip {table}
@@ -151,6 +155,30 @@ def dropping_forward_chains(listing: str) -> list[str]:
     return found
 
 
+def accept_bridge(listing: str, user_chain: str, bridge: str) -> str:
+    """The commands that let a bridge's packets pass ``DOCKER-USER``; empty where the chain is not, or has them.
+
+    ``listing`` is ``nft list chains``, ``user_chain`` as from :meth:`Nftables.user_chain`. Docker keeps what others
+    put there when it restarts.
+    """
+    if not user_chain or not any(chain == "ip filter FORWARD" for chain in dropping_forward_chains(listing)):
+        return ""
+    mark = f'comment "gantry: {bridge}"'
+    if mark in user_chain:
+        return ""
+    where = "insert rule ip filter DOCKER-USER"
+    return f'{where} iifname "{bridge}" accept {mark}\n{where} oifname "{bridge}" accept {mark}\n'
+
+
+def forget_bridge(user_chain: str, bridge: str) -> str:
+    """The commands that undo :func:`accept_bridge`; ``user_chain`` has the rules' handles."""
+    mark = f'comment "gantry: {bridge}"'
+    handles = [
+        line.rsplit("# handle ", 1)[1] for line in user_chain.splitlines() if mark in line and "# handle " in line
+    ]
+    return "".join(f"delete rule ip filter DOCKER-USER handle {handle}\n" for handle in handles)
+
+
 class Nftables:
     """Runs nftables commands, all of one call in one transaction. Through libnftables; without it through ``nft``."""
 
@@ -166,6 +194,7 @@ class Nftables:
         library.nft_ctx_get_error_buffer.restype = ctypes.c_char_p
         library.nft_ctx_get_output_buffer.restype = ctypes.c_char_p
         context = ctypes.c_void_p(library.nft_ctx_new(0))
+        library.nft_ctx_output_set_flags(context, _OUTPUT_HANDLE)
         library.nft_ctx_buffer_output(context)
         library.nft_ctx_buffer_error(context)
         self._library, self._context = library, context
@@ -183,6 +212,13 @@ class Nftables:
             output: bytes = self._library.nft_ctx_get_output_buffer(self._context)
             return output.decode(errors="replace")
 
+    def user_chain(self) -> str:
+        """The text of another Docker's chain DOCKER-USER with the handles of its rules; empty without one."""
+        try:
+            return self.run("list chain ip filter DOCKER-USER")
+        except errors.SystemFailure:
+            return ""
+
     def close(self) -> None:
         """Let go of the library's context."""
         with self._lock:
@@ -192,7 +228,7 @@ class Nftables:
 
     def _run_program(self, commands: str) -> str:
         try:
-            done = subprocess.run(["nft", "-f", "-"], input=commands, text=True, capture_output=True, check=False)
+            done = subprocess.run(["nft", "-a", "-f", "-"], input=commands, text=True, capture_output=True, check=False)
         except FileNotFoundError as error:
             raise errors.SystemFailure(
                 "nftables is not installed: neither libnftables.so.1 nor the program nft was found"

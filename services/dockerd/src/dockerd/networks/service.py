@@ -230,21 +230,24 @@ class NetworkService:
         self._nftables = nftables.Nftables()
         translations = [one for endpoint in endpoints for one in endpoint.translations()]
         self._nftables.run(nftables.install_table(self._names.table, name, address.network, translations))
-        self._warn_of_firewalls(self._nftables)
+        self._pass_firewalls(self._nftables)
 
-    def _warn_of_firewalls(self, rules: nftables.Nftables) -> None:
-        """Say so when another's rules keep containers from the outside: a packet has to pass all tables."""
+    def _pass_firewalls(self, rules: nftables.Nftables) -> None:
+        """Be accepted where another Docker keeps a chain for that; say so when another's rules keep containers in."""
         with _logged("look for other firewalls"):
             name = self._names.bridge
-            for chain in nftables.dropping_forward_chains(rules.run("list chains")):
+            listing = rules.run("list chains")
+            user_chain = rules.user_chain()
+            if commands := nftables.accept_bridge(listing, user_chain, name):
+                rules.run(commands)
+                _log.info("another Docker drops what is forwarded: %s is accepted in its chain DOCKER-USER", name)
+            for chain in nftables.dropping_forward_chains(listing):
+                if chain == "ip filter FORWARD" and user_chain:
+                    continue
                 _log.warning(
-                    "chain %s (a firewall's, or another engine's) drops forwarded packets by default: unless it "
-                    "accepts those from and to %s, containers reach neither each other nor the outside. "
-                    "For a chain of iptables: iptables -I DOCKER-USER -i %s -j ACCEPT; "
-                    "iptables -I DOCKER-USER -o %s -j ACCEPT (or FORWARD instead of DOCKER-USER)",
+                    "chain %s (a firewall's) drops forwarded packets by default: unless it accepts those from and to "
+                    "%s, containers reach neither each other nor the outside",
                     chain,
-                    name,
-                    name,
                     name,
                 )
 
