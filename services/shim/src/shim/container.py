@@ -116,13 +116,13 @@ class Container:
                 self.cgroup = cgroups.of_process(self.init.pid)
                 self._shared.reaper.claim(self.init.pid, self._init_ended)
                 self._publish_create()
-        except (OSError, ShimError) as error:
+        except Exception as error:
             for client in taken:
                 drop(client)
             self._undo_create()
-            if isinstance(error, ShimError):
-                raise
-            raise ShimError(f"failed to create container: {error}") from error
+            if isinstance(error, OSError):
+                raise ShimError(f"failed to create container: {error}") from error
+            raise
 
     def _open_attach_socket(self) -> None:
         uri = self.init.streams.uri
@@ -157,7 +157,7 @@ class Container:
         try:
             await streams.started()
             return read_pid_file(path)
-        except (OSError, ShimError):
+        except Exception:
             await self._discard(path, whole=spec is None)
             raise
 
@@ -237,12 +237,12 @@ class Container:
                     self._shared.publish(
                         task_pb2.TaskExecStarted(container_id=self.id, exec_id=exec_id, pid=process.pid)
                     )
-            except (OSError, ShimError) as error:
+            except Exception as error:
                 self._exec_gone()
                 process.not_started(time.time_ns())
-                if isinstance(error, ShimError):
-                    raise
-                raise ShimError(f"failed to start exec {exec_id}: {error}") from error
+                if isinstance(error, OSError):
+                    raise ShimError(f"failed to start exec {exec_id}: {error}") from error
+                raise
             return process.pid
 
     # Exits

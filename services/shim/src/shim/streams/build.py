@@ -61,8 +61,6 @@ class ProcessStreams:
             await self._start_binary()
         elif not config.empty:
             self._open_sinks(scheme)
-        if config.stdin and not stdio_uri.is_stdio_uri(config.stdin):
-            self.hub.fifo = FifoSource(self._loop, path_of(config.stdin))
         if not config.terminal:
             self._make_child_ends(scheme)
 
@@ -137,6 +135,10 @@ class ProcessStreams:
             master = await self.console.receive()
             self._close_console()
             self.hub.set_console(master, with_input=bool(self._config.stdin))
+        if self._config.stdin and not stdio_uri.is_stdio_uri(self._config.stdin):
+            # As late as the real shim: a client whose input ends before Create has answered has no way yet to say so by
+            # CloseIO, and it begins to copy when this end is opened.
+            self.hub.set_fifo(FifoSource(self._loop, path_of(self._config.stdin)))
         self.hub.begin()
 
     def _close_console(self) -> None:

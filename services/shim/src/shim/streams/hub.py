@@ -55,10 +55,14 @@ class Hub:
     def set_input(self, target: Input) -> None:
         """Gives the process an input, and to it what attached clients send."""
         self.input = target
-        if self.fifo is not None:
-            self.fifo.feed(target)
         for session in list(self.sessions.values()):
             session.feed(target)
+
+    def set_fifo(self, fifo: FifoSource) -> None:
+        """Feeds the process's input from the client's FIFO."""
+        self.fifo = fifo
+        if self.input is not None:
+            fifo.feed(self.input)
 
     def set_console(self, master: int, *, with_input: bool) -> None:
         """Takes over a terminal's master: output, input and size are all one descriptor."""
