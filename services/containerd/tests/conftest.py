@@ -78,8 +78,8 @@ class Daemon:
                     ready.result(timeout=0.2)
                     return
                 except grpc.FutureTimeoutError:
-                    assert self.process.poll() is None, self.log.read_text()
-        raise AssertionError(f"containerd does not answer:\n{self.log.read_text()}")
+                    assert self.process.poll() is None, self.last_lines()
+        raise AssertionError(f"containerd does not answer:\n{self.last_lines()}")
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send it a signal and wait for its end; returns its exit status."""
@@ -107,10 +107,12 @@ class Daemon:
             self.argv(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60, check=False
         )
         output = done.stdout.decode()
-        assert done.returncode == status, (
-            f"ctr {' '.join(arguments)}: {done.returncode}\n{output}\n{self.log.read_text()}"
-        )
+        assert done.returncode == status, f"ctr {' '.join(arguments)}: {done.returncode}\n{output}\n{self.last_lines()}"
         return output
+
+    def last_lines(self) -> str:
+        """Return the end of its log."""
+        return self.log.read_text()[-4000:]
 
     def bundles(self) -> list[str]:
         """Return the ids of all bundles, in all namespaces."""

@@ -66,10 +66,10 @@ def test_nothing_is_lost_or_left_by_crashes(containerd: Any, rootfs: Path, shim:
             time.sleep(0.1)
     alive = sorted(_state(containerd)["tasks"])
     for name in alive:
-        containerd.ctr("tasks", "kill", "-s", "SIGKILL", name)
-    for name in alive:
-        while "STOPPED" not in containerd.ctr("tasks", "ls"):
-            time.sleep(0.05)
+        # Not checked: a process whose start was cut short by a crash has ended already.
+        subprocess.run(
+            containerd.argv("tasks", "kill", "-s", "SIGKILL", name), capture_output=True, timeout=30, check=False
+        )
         subprocess.run(containerd.argv("tasks", "rm", "--force", name), check=True, capture_output=True, timeout=30)
     deadline = time.monotonic() + 20
     while any(_state(containerd).values()):

@@ -25,7 +25,16 @@ from containerd.runtime.bundle import Bundle
 from gantry.contracts.containerd.task.v3 import shim_pb2
 from gantry.contracts.containerd.types import introspection_pb2
 
-__all__ = ["Bootstrap", "Exit", "ShimBinary", "read_bootstrap", "resolve_binary", "search_path", "write_bootstrap"]
+__all__ = [
+    "Bootstrap",
+    "Exit",
+    "ShimBinary",
+    "publish_binary",
+    "read_bootstrap",
+    "resolve_binary",
+    "search_path",
+    "write_bootstrap",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -95,6 +104,11 @@ def resolve_binary(runtime: str) -> str:
     return os.path.abspath(path)
 
 
+def publish_binary() -> str:
+    """Return this program: what a shim is told to publish events with where it cannot use ttrpc."""
+    return os.path.abspath(sys.argv[0])
+
+
 @dataclass(frozen=True)
 class ShimBinary:
     """A shim binary and what it is told about this daemon."""
@@ -152,7 +166,7 @@ class ShimBinary:
 
     def _argv(self, bundle: Bundle) -> list[str]:
         argv = [self.path, "-namespace", bundle.namespace, "-address", self.address]
-        argv += ["-publish-binary", os.path.abspath(sys.argv[0]), "-id", bundle.id]
+        argv += ["-publish-binary", publish_binary(), "-id", bundle.id]
         return [*argv, "-debug"] if self.debug else argv
 
 

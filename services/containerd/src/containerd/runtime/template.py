@@ -15,7 +15,7 @@ import subprocess
 
 from containerd.anyvalue import AnyValue
 from containerd.errors import AlreadyExists, ContainerdError, FailedPrecondition, Unavailable, Unknown
-from containerd.runtime.bootstrap import Bootstrap, ShimBinary
+from containerd.runtime.bootstrap import Bootstrap, ShimBinary, publish_binary
 from containerd.runtime.bundle import Bundle
 from gantry.contracts.containerd.types.introspection_pb2 import RuntimeInfo
 from gantry.contracts.gantry.shim.template.v1 import template_pb2
@@ -47,6 +47,7 @@ class Template:
         self._retry_at = 0.0
         self._unsupported = False
         self._installed: tuple[int, int] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
         self._restarting: asyncio.Task[bool] | None = None
         self.running = False
@@ -85,7 +86,7 @@ class Template:
                 bundle=bundle.path,
                 address=self._binary.address,
                 ttrpc_address=self._binary.ttrpc_address,
-                publish_binary="containerd",
+                publish_binary=publish_binary(),
                 debug=self._binary.debug,
                 environment=self._binary.environment(bundle.namespace),
                 socket_dir=self._binary.socket_dir,
@@ -137,6 +138,8 @@ class Template:
     def _died(self) -> None:
         _log.warning("shim template died", extra={"path": self.path})
         self._watch(0)
+        if self._process is not None:
+            self._process.poll()  # so that it does not stay a zombie
         self.running = False
         self._restarting = asyncio.get_running_loop().create_task(self.ensure())
 
@@ -175,8 +178,9 @@ class Template:
         # Detached: it outlives this daemon, and a signal for the daemon's group is not for it.
         log = os.open(f"{self.path}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            process = await asyncio.create_subprocess_exec(
-                *argv,
+            # No asyncio subprocess: that one is tied to this loop's life, and the template is not.
+            self._process = subprocess.Popen(
+                argv,
                 cwd="/",
                 env=self._binary.environment(""),
                 stdin=subprocess.DEVNULL,
@@ -186,28 +190,19 @@ class Template:
             )
         finally:
             os.close(log)
-        ended = asyncio.ensure_future(process.wait())
         try:
             async with asyncio.timeout(START_TIMEOUT):
                 while True:
                     with contextlib.suppress(TemplateGone):
                         await self._ping()
-                        _log.info("shim template started", extra={"path": self.path, "pid": process.pid})
+                        _log.info("shim template started", extra={"path": self.path, "pid": self._process.pid})
                         return
-                    # Its socket appearing is what is waited for; a program that detaches itself ends at once.
-                    await asyncio.wait((ended,), timeout=0.02)
-                    if ended.done() and ended.result() != 0:
-                        raise Unavailable(f"shim template ended with status {ended.result()}: unavailable")
-                    if ended.done():
-                        await asyncio.sleep(0.02)
+                    if self._process.poll():
+                        raise Unavailable(f"shim template ended with status {self._process.returncode}: unavailable")
+                    await asyncio.sleep(0.01)  # until its socket is there
         except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            self._process.kill()
             raise Unavailable(f"shim template did not answer within {START_TIMEOUT:g} s: unavailable") from None
-        finally:
-            # Whoever waits for the child keeps it from becoming a zombie; the template runs on.
-            _background.add(ended)
-            ended.add_done_callback(_background.discard)
 
     async def _call(self, request: template_pb2.Request, timeout: float) -> template_pb2.Reply:
         loop = asyncio.get_running_loop()
@@ -226,9 +221,6 @@ class Template:
         if not data:
             raise TemplateGone(f"{self.path}: closed the connection")
         return template_pb2.Reply.FromString(data)
-
-
-_background: set[asyncio.Future[int]] = set()
 
 
 def _file_identity(path: str) -> tuple[int, int]:
