@@ -9,14 +9,16 @@ import socket
 import subprocess
 import sys
 import time
+import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.any_pb2 import Any
 from google.protobuf.empty_pb2 import Empty
 
+from gantry.contracts.containerd.events.task_pb2 import TaskOOM
 from gantry.contracts.containerd.services.introspection.v1 import introspection_pb2, introspection_pb2_grpc
 from gantry.contracts.containerd.services.tasks.v1 import tasks_pb2, tasks_pb2_grpc
 
@@ -24,7 +26,7 @@ pytestmark = pytest.mark.root
 CTR = "/usr/bin/ctr"
 REAL_SHIM = "/usr/bin/containerd-shim-runc-v2"
 RUNC = "/usr/sbin/runc"
-Daemon = Any  # conftest.Daemon: a conftest cannot be imported by name
+Daemon = typing.Any  # conftest.Daemon: a conftest cannot be imported by name
 
 
 @pytest.fixture(params=["real shim", "template"])
@@ -234,6 +236,20 @@ def test_a_second_daemon_is_refused(daemon: Daemon) -> None:
     assert second.returncode == 1
     assert b"is in use by another containerd" in second.stderr
     daemon.ctr("version")
+
+
+def test_an_event_is_published_by_the_command(daemon: Daemon) -> None:
+    """What a shim without ttrpc does: the event arrives with its topic and namespace; a bad topic is refused."""
+    events = Events(daemon)
+    event = Any(type_url="containerd.events.TaskOOM", value=TaskOOM(container_id="web").SerializeToString())
+    argv = [str(daemon.program), "--address", str(daemon.socket), "publish", "--namespace", "prod", "--topic"]
+    subprocess.run([*argv, "/tasks/oom"], input=event.SerializeToString(), check=True, timeout=30)
+    _until(lambda: events.topics("web") == ["/tasks/oom"])
+    assert " prod /tasks/oom " in events.text()
+    bad = subprocess.run([*argv, "oom"], input=b"", capture_output=True, timeout=30, check=False)
+    assert bad.returncode == 1
+    assert b"must start with '/'" in bad.stderr
+    events.close()
 
 
 def test_systemd_is_told(containerd: Daemon) -> None:

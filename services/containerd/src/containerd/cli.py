@@ -1,4 +1,4 @@
-"""The command ``containerd``: the daemon, and ``config default`` and ``config dump``."""
+"""The command ``containerd``: the daemon, ``config default``, ``config dump`` and ``publish``."""
 
 from __future__ import annotations
 
@@ -32,6 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "config":
             print(configuration.dump(Config() if arguments.action == "default" else config), end="")
             return 0
+        if arguments.command == "publish":
+            # The service's client is loaded only here: --version and config answer without it.
+            from containerd.publish import publish
+
+            return publish(config.resolved().address, arguments.namespace, arguments.topic, sys.stdin.buffer)
         logs.configure(config.log_level, config.log_format)
     except (ConfigError, ValueError) as error:
         print(f"containerd: {error}", file=sys.stderr)
@@ -59,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
     actions.add_parser("default", help="print what is used without a file")
     actions.add_parser("dump", help="print what is used with the file and the flags")
+    command = commands.add_parser("publish", help="publish the event on standard input", allow_abbrev=False)
+    command.add_argument("--namespace", required=True, help="namespace of the event")
+    command.add_argument("--topic", required=True, help="topic of the event: /tasks/exit and the like")
     return parser
 
 
