@@ -191,6 +191,38 @@ def test_a_pass_ends_where_the_log_ended_when_it_began(path: str, tail: int | No
     reader.close()
 
 
+def test_a_pass_without_following_stays_in_its_files(path: str) -> None:
+    """What begins a new file after the pass began is not shown."""
+    write(path, 5, size=3000, files=5)
+    reader = LogReader(path, LogQuery(multiplexed=False))
+    write(path, 200, first=5, size=3000, files=20)
+    assert read_on(reader) == lines(0, 5)
+    reader.close()
+
+
+def test_a_record_between_the_last_look_and_the_rotation_is_read(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old file is read to its end after it is known that there is a new one."""
+    write(path, 5)
+    reader = LogReader(path, LogQuery(multiplexed=False, follow=True))
+    assert read_on(reader) == lines(0, 5)
+    pread = os.pread
+    done = False
+
+    def late(descriptor: int, length: int, offset: int) -> bytes:
+        nonlocal done
+        data = pread(descriptor, length, offset)
+        if not data and not done:
+            done = True
+            write(path, 1, first=5)
+            os.rename(path, f"{path}.1")
+            write(path, 1, first=6)
+        return data
+
+    monkeypatch.setattr(os, "pread", late)
+    assert read_on(reader) == lines(5, 7)
+    reader.close()
+
+
 def test_following_sees_what_is_added(path: str) -> None:
     """Also when a record arrives in two pieces."""
     write(path, 3)

@@ -76,7 +76,7 @@ class Peer:
                     self.clients.append(socket.socket(fileno=descriptor))
                 else:
                     os.close(descriptor)
-            message = "as told" if code else ""  # a reply of success is a packet without bytes
+            message = "as told" if code else ""
             connection.send(self.reply(code=code, message=message).SerializeToString())
             self.connections.append(connection)
 
@@ -258,7 +258,7 @@ def test_without_a_template_the_engine_waits_itself(
 def test_a_shim_that_hangs_up_is_not_taken_for_one_that_agreed(
     handing: StreamService, shim: Peer, pair: tuple[socket.socket, socket.socket]
 ) -> None:
-    """The end of a connection and an empty reply look the same to recv."""
+    """It died with the request; the connection is lost."""
     shim.hang_up = True
     with pytest.raises(SystemFailure, match="closed without an answer"):
         handing.attach(Target(), "e1", pair[1], b"", ALL)

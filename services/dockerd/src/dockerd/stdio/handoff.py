@@ -118,27 +118,13 @@ def _ask(path: str, request: bytes, reply: Reply, descriptors: list[int] | None 
             connect_path(connection, path)
             send_packet(connection, request, descriptors or [])
             data, strangers = receive_packet(connection, PACKET)
-            answered = bool(data) or _is_open(connection)
         except OSError as error:
             raise HandoffUnavailable(f"{path}: {error.strerror or error}") from error
     for descriptor in strangers:
         os.close(descriptor)
-    if not answered:
+    if not data:
         raise HandoffUnavailable(f"{path}: the connection was closed without an answer")
     reply.ParseFromString(data)
     if reply.code != 0:
         raise HandoffRefused(reply.code, reply.message)
     return reply
-
-
-def _is_open(connection: socket.socket) -> bool:
-    """Whether what was just read as nothing was a packet: a reply whose fields all have their defaults is empty.
-
-    Who answered keeps the connection for the next request; who did not has closed it.
-    """
-    connection.setblocking(False)
-    try:
-        connection.recv(1)
-    except BlockingIOError:
-        return True
-    return False
