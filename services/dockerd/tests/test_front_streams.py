@@ -17,7 +17,7 @@ from dockerd.config import Config
 from dockerd.errors import InvalidParameter, NotFound, SystemFailure
 from dockerd.server.reactor import Reactor
 from dockerd.stdio import AttachOptions, StreamService
-from dockerd.stdio.service import parse_size
+from dockerd.stdio.rotation import parse_size
 from gantry.contracts.gantry.shim.template.v1 import template_pb2
 from gantry.contracts.gantry.stdio.v1 import stdio_pb2
 from gantry.linux.unix import bind_path, receive_packet

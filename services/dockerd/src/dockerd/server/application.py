@@ -99,7 +99,7 @@ class Application(BaseApplication):  # type: ignore[misc]
         super().reload()
 
     def run(self) -> None:
-        """Serve until told to stop. What the master has loaded is shared with its workers as long as nobody touches it."""
+        """Serve until told to stop. What the master has loaded is its workers' too, as long as nobody writes to it."""
         gc.collect()
         gc.freeze()
         super().run()

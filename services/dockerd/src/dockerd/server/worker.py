@@ -2,8 +2,8 @@
 
 The master loads this module too: it imports neither Flask nor anything of the engine.
 
-A view that raises :class:`~dockerd.server.detached.Detached` gets its connection: the socket and what the client had sent
-behind its request, with nothing of gunicorn's left that would write to it, shut it down or time it out.
+A view that raises :class:`~dockerd.server.detached.Detached` gets its connection: the socket and what the client had
+sent behind its request, with nothing of gunicorn's left that would write to it, shut it down or time it out.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from dockerd.stdio.service import AttachOptions, StandardStreams, StreamService, StreamTarget
+from dockerd.stdio.service import StreamService
+from dockerd.stdio.target import AttachOptions, StandardStreams, StreamTarget
 
 __all__ = ["AttachOptions", "StandardStreams", "StreamService", "StreamTarget"]

@@ -25,92 +25,35 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from dockerd.config import Config
-from dockerd.errors import Conflict, EngineError, InvalidParameter, SystemFailure
+from dockerd.errors import Conflict, EngineError, SystemFailure
 from dockerd.server.reactor import Reactor
 from dockerd.stdio import handoff, pump
+from dockerd.stdio.rotation import rotation
+from dockerd.stdio.target import AttachOptions, StandardStreams, StreamTarget
 from gantry.contracts.containerd.services.introspection.v1 import introspection_pb2
 from gantry.contracts.containerd.services.tasks.v1 import tasks_pb2
 from gantry.contracts.gantry.stdio.v1 import stdio_pb2
-from gantry.stdio import detachkeys
+from gantry.stdio import detachkeys, framing
 from gantry.stdio.jsonfile import LogFile
 from gantry.stdio.uri import StdioURI
 
 if TYPE_CHECKING:
     from dockerd.containerd_client import Client
 
-__all__ = ["AttachOptions", "StandardStreams", "StreamService", "StreamTarget", "parse_size"]
+__all__ = ["StreamService", "tell_failure", "wait_chunks"]
 
 TEMPLATE_PLUGIN = "io.gantry.shim.template.v1"
 
 _log = logging.getLogger(__name__)
 
-_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
-
 _Key = tuple[str, str]
 """Container id, and exec id or nothing."""
-
-
-class StreamTarget(Protocol):
-    """What the streams need to know of a container; ``dockerd.containers.Container`` has it."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def tty(self) -> bool: ...
-    @property
-    def open_stdin(self) -> bool: ...
-    @property
-    def stdin_once(self) -> bool: ...
-    @property
-    def log_driver(self) -> str:
-        """``json-file`` or ``none``."""
-
-    @property
-    def log_path(self) -> str:
-        """Absolute path of the json-file log, empty without one."""
-
-    @property
-    def log_options(self) -> Mapping[str, str]:
-        """The ``--log-opt`` values: max-size, max-file, labels, env, tag ..."""
-
-    @property
-    def log_attributes(self) -> Mapping[str, str]:
-        """What is added to each log record as ``attrs``: the labels and variables that the options chose."""
-
-
-@dataclass(frozen=True)
-class StandardStreams:
-    """The four fields of Tasks.Create and Tasks.Exec. Empty: the process has /dev/null."""
-
-    stdin: str
-    stdout: str
-    stderr: str
-    terminal: bool
-
-
-@dataclass(frozen=True)
-class AttachOptions:
-    """One client's view. ``multiplexed`` false means raw; ``detach_keys`` empty means the default keys."""
-
-    stdin: bool = False
-    stdout: bool = False
-    stderr: bool = False
-    multiplexed: bool = True
-    detach_keys: str = ""
-    close_stdin_on_eof: bool = False
-
-    def check(self) -> None:
-        """Raises InvalidParameter when the detach keys name a key that does not exist."""
-        try:
-            detachkeys.parse(self.detach_keys)
-        except detachkeys.InvalidDetachKeys as error:
-            raise InvalidParameter(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -398,7 +341,7 @@ class StreamService:
             if process is None:
                 log = None
                 if exec_id is None and target.log_driver == "json-file":
-                    size, count = _rotation(target)
+                    size, count = rotation(target)
                     log = LogFile(target.log_path, size, count)
                 process = self._pumps[key] = pump.Process(
                     self._reactor,
@@ -472,8 +415,6 @@ def wait_chunks(exit_code: int, error: str = "") -> bytes:
 
 def tell_failure(client: socket.socket, text: str, multiplexed: bool) -> None:
     """Say into an upgraded connection why nothing will come of it, and end it."""
-    from gantry.stdio import framing
-
     data = f"{text}\r\n".encode()
     try:
         client.settimeout(5)
@@ -486,29 +427,8 @@ def tell_failure(client: socket.socket, text: str, multiplexed: bool) -> None:
 def _stdio_uri(path: str, logged: StreamTarget | None) -> str:
     if logged is None or logged.log_driver != "json-file":
         return StdioURI(path).build()
-    size, count = _rotation(logged)
+    size, count = rotation(logged)
     return StdioURI(path, "json-file", logged.log_path, size, count, dict(logged.log_attributes)).build()
-
-
-def _rotation(target: StreamTarget) -> tuple[int, int]:
-    """Most bytes of one log file (0: unlimited) and most files. Raises InvalidParameter."""
-    options = target.log_options
-    size = parse_size(options["max-size"]) if options.get("max-size", "-1") != "-1" else 0
-    count = options.get("max-file", "1")
-    if not count.isdigit() or count == "0":
-        raise InvalidParameter(f"max-file cannot be less than 1: {count!r}")
-    if int(count) > 1 and not size:
-        raise InvalidParameter("max-file requires max-size to be set")
-    return size, int(count)
-
-
-def parse_size(text: str) -> int:
-    """Read ``10m``, ``512k``, ``1g`` or a number of bytes. Raises InvalidParameter."""
-    number = text.strip().lower().removesuffix("b").rstrip("kmg")
-    unit = text.strip().lower().removesuffix("b")[len(number) :]
-    if not number.isdigit() or unit not in _UNITS:
-        raise InvalidParameter(f"invalid size: '{text}'")
-    return int(number) * _UNITS[unit]
 
 
 def _make_fifo(path: str) -> None:
