@@ -19,6 +19,7 @@ from containerd.runtime.bootstrap import (
     write_bootstrap,
 )
 from containerd.runtime.bundle import Bundle, Bundles
+from gantry.linux.mount import MS_BIND, mount
 
 
 def _script(path: Path, text: str) -> str:
@@ -148,6 +149,21 @@ def test_the_root_of_a_user_namespace_gets_into_its_bundle(tmp_path: Path) -> No
     bundle = Bundles(str(tmp_path / "state"), str(tmp_path / "root")).create("ns", "web", spec)
     status = os.stat(bundle.path)
     assert (status.st_gid, status.st_mode & 0o777) == (100000, 0o710)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts")
+def test_mounts_are_undone_and_data_is_kept(tmp_path: Path) -> None:
+    """What is still mounted in a bundle is unmounted first: its content belongs to somebody else."""
+    data = tmp_path / "da ta"
+    data.mkdir()
+    (data / "file").write_text("precious")
+    bundle = Bundles(str(tmp_path / "st ate"), str(tmp_path / "root")).create("ns", "web", b"{}")
+    mount(str(data), bundle.file("rootfs"), flags=MS_BIND)
+    mount(str(data), bundle.file("rootfs"), flags=MS_BIND)
+    bundle.delete()
+    assert not os.path.exists(bundle.path)
+    assert (data / "file").read_text() == "precious"
+    assert str(tmp_path).replace(" ", "\\040") not in Path("/proc/self/mountinfo").read_text()
 
 
 def test_what_a_crash_left_is_removed(tmp_path: Path) -> None:

@@ -366,6 +366,23 @@ def test_a_shim_that_replaces_itself_is_connected_to_again(tmp_path: Path) -> No
     _run(tmp_path, work)
 
 
+def test_a_shim_that_is_slow_to_come_back_is_not_buried(tmp_path: Path) -> None:
+    """It listens: that is enough to keep its container."""
+
+    async def work(world: World) -> None:
+        await world.create()
+        await world.shim.die()
+        world.shim.hang = True
+        await world.shim.serve()
+        await _until(lambda: "State" in world.shim.calls)
+        await asyncio.gather(*world.shims._background)
+        assert world.shims.get(NS, "web") is not None
+        assert world.exits() == []
+        assert not world.deletes.exists()
+
+    _run(tmp_path, work)
+
+
 def test_living_shims_are_found_again(tmp_path: Path) -> None:
     """A new daemon finds the task of the old one and goes on with it."""
 

@@ -8,6 +8,7 @@ again: ``bootstrap.json`` (or ``address``, by older shims) and ``shim-binary-pat
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -70,11 +71,20 @@ class Bundle:
         with contextlib.suppress(FileNotFoundError):
             work = os.readlink(self.file(WORK))
             _remove_tree(work)
-        _unmount_below(self.file(ROOTFS))
-        with contextlib.suppress(FileNotFoundError):
-            # rmdir, never a recursive removal: if something is mounted here still, it is the container's data.
-            os.rmdir(self.file(ROOTFS))
+        self._remove_rootfs()
         _remove_tree(self.path)
+
+    def _remove_rootfs(self) -> None:
+        # rmdir, never a recursive removal: if something is mounted here still, it is the container's data.
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                os.rmdir(self.file(ROOTFS))
+            except OSError as error:
+                if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+                    raise
+                # The shim has left a mount behind. Usually it has not, and nobody has to read all mounts.
+                _unmount_below(self.file(ROOTFS))
+                os.rmdir(self.file(ROOTFS))
 
 
 class Bundles:

@@ -214,9 +214,13 @@ class Shims:
         try:
             await shim.connect(_RECONNECT_TIMEOUT)
             await self._state(shim)
-        except (OSError, ContainerdError):
+        except (OSError, NotFound):
             if shim.deleted:
                 return
+        except ContainerdError as error:
+            # One that answers, or at least listens, is not dead.
+            _log.warning("shim is connected again, but does not say how it is: %s", error, extra=extra)
+            return
         else:
             _log.info("shim is connected again", extra=extra)
             return
