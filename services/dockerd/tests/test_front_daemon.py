@@ -53,6 +53,8 @@ def test_a_daemon_that_does_not_lock_its_pid_file_is_respected(tmp_path: Path) -
     program = tmp_path / "dockerd"
     program.symlink_to("/bin/sleep")
     other = subprocess.Popen([str(program), "60"])
+    while b"dockerd" not in Path(f"/proc/{other.pid}/cmdline").read_bytes():  # empty in the middle of execve
+        time.sleep(0.01)
     path = tmp_path / "docker.pid"
     path.write_text(str(other.pid))
     try:
