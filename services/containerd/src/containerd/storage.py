@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ COLLECTION_DELAY = 0.5
 """Seconds from the first change until a collection: what is deleted together goes together."""
 REST = 20
 """A collection waits at least this many times as long as the last one took."""
+LONG_WORK = 32
+"""Transfers, diffs and collections that can run at once; more of them wait."""
 PERIOD = 600.0
 """Seconds after which a collection is made anyway, for what expires by itself."""
 
@@ -79,9 +82,10 @@ class Storage:
         for kind in (OverlaySnapshotter, NativeSnapshotter):
             directory = root / f"io.containerd.snapshotter.v1.{kind.name}"
             self.snapshotters[kind.name] = kind(directory, database, **notify)  # type: ignore[arg-type]
+        self._executor = ThreadPoolExecutor(LONG_WORK, thread_name_prefix="storage")
         applier = Applier(self.content)
         host_dir = str(config.plugin("io.containerd.transfer.v1.local").get("config_path", ""))
-        transfers = TransferService(
+        self._transfers = transfers = TransferService(
             self.content, self.images, self.snapshotters, leases, applier, host_dir, released=self._dirty
         )
         self._collector = Collector(database, self.content, self.snapshotters, self._publish)
@@ -94,8 +98,8 @@ class Storage:
             (add_ContentServicer_to_server, Content(self.content)),
             (add_ImagesServicer_to_server, Images(self.images, self.collect)),
             (add_SnapshotsServicer_to_server, Snapshots(self.snapshotters)),
-            (add_DiffServicer_to_server, Diff(applier, Differ(self.content))),
-            (add_TransferServicer_to_server, Transfer(transfers, streams)),
+            (add_DiffServicer_to_server, Diff(applier, Differ(self.content), self._executor)),
+            (add_TransferServicer_to_server, Transfer(transfers, streams, self._executor)),
         )
         self.plugins: Sequence[PluginInfo] = tuple(_plugins(root))
 
@@ -114,6 +118,8 @@ class Storage:
             self._periodic.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        self._transfers.close()
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
     def schedule_collection(self) -> None:
         """Say that something may have become garbage: it is collected in a moment, together with what follows."""
@@ -125,7 +131,7 @@ class Storage:
         """Collect the garbage now, and return when it is gone."""
         async with self._collecting:
             started = time.monotonic()
-            await asyncio.to_thread(self._collector.collect)
+            await self._loop.run_in_executor(self._executor, self._collector.collect)
             self._not_before = self._loop.time() + REST * (time.monotonic() - started)
 
     def _begin(self) -> None:

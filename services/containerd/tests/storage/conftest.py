@@ -84,6 +84,7 @@ def world(tmp_path: Path) -> Iterator[World]:
     """Stores of one's own."""
     made = World(tmp_path)
     yield made
+    made.transfers.close()
     made.database.close()
 
 

@@ -1,4 +1,4 @@
-"""The real ``ctr`` against the daemon: it pulls, pushes and exports by itself, through the content and diff services."""
+"""The real ``ctr`` against the daemon: it pulls, pushes and exports by itself; and a client of the Transfer service."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_content_commands(daemon: Any, image: Any, tmp_path: Path, registry: str
         check=True,
         capture_output=True,
     )
-    ((digest, size, *_),) = lines(daemon.ctr("content", "ls"))
+    ((digest, *_),) = lines(daemon.ctr("content", "ls"))
     got = subprocess.run(daemon.argv("content", "get", digest), check=True, capture_output=True).stdout
     assert got == data
     daemon.ctr("content", "label", digest, "a=b")
@@ -342,8 +342,8 @@ def import_image(client: Client, data: bytes, **options: Any) -> list[progress_p
 def test_transfer_import_and_export(client: Client, image: Any) -> None:
     """An archive goes in and comes out through streams, with progress beside it."""
     reports = import_image(client, image.docker_archive("test:1"))
-    assert [report.event for report in reports][0] == "Importing"
-    assert [report.event for report in reports][-1] == "Completed import"
+    assert reports[0].event == "Importing"
+    assert reports[-1].event == "Completed import"
     saved = [report for report in reports if report.event == "saved"]
     assert [report.name for report in saved] == [NAME]
     receiving = client.receive_archive("export-1")
@@ -461,6 +461,13 @@ def test_transfer_errors_have_codes(client: Client, registry: str) -> None:
             grpc.StatusCode.UNAVAILABLE,
         ),
         (imagestore_pb2.ImageStore(name="x"), streaming_pb2.StreamInit(), grpc.StatusCode.UNIMPLEMENTED),
+        (
+            registry_pb2.OCIRegistry(
+                reference="127.0.0.1:1/x:1", resolver=registry_pb2.RegistryResolver(http_debug=registry_pb2.DEBUG)
+            ),
+            imagestore_pb2.ImageStore(name="y"),
+            grpc.StatusCode.UNIMPLEMENTED,
+        ),
     ]
     for source, destination, code in cases:
         with pytest.raises(grpc.RpcError) as raised:

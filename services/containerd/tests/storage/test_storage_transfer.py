@@ -413,6 +413,24 @@ def test_many_pulls_of_one_image_at_once(world: Any, image: Any, registry: str) 
     assert events.count("complete") == 4
 
 
+def test_transfers_do_not_pile_up_connections(world: Any, image: Any, registry: str) -> None:
+    """Threads are shared, and with them their connections to the database; no descriptor is left open."""
+    load(world, image.docker_archive("busybox:1"))
+    name = f"{registry}/pile:1"
+
+    def once() -> int:
+        transfer(world, ImageStoreEndpoint("docker.io/library/busybox:1"), OCIRegistry(name))
+        transfer(world, OCIRegistry(name), ImageStoreEndpoint(name, unpacks=UNPACK), Scope("again"))
+        world.images.delete(Scope("again"), name)
+        world.collector.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    for _ in range(8):
+        once()
+    before = once()
+    assert max(once() for _ in range(20)) <= before + 1
+
+
 def test_tag(world: Any, image: Any) -> None:
     """One image under another name; an existing name is moved."""
     load(world, image.docker_archive("a:1"))

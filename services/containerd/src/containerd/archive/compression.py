@@ -20,7 +20,7 @@ ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _SKIPPABLE = range(0x184D2A50, 0x184D2A60)  # zstd frames that may come first (RFC 8878, 3.1.2)
 GZIP_LEVEL = 2
 _GZIP_WINDOW = 31  # 15 bits, and 16 for the gzip header
-_PIECE = 1 << 20
+_PIECE = 256 << 10  # larger allocations go back to the kernel each time, and their page faults cost more than the calls
 _GZIP_ERRORS: tuple[type[Exception], ...] = (cast("type[Exception]", isal_zlib.error), EOFError)
 _MAX_ZSTD_WINDOW = 1 << 27  # what the zstd program accepts by default: 128 MiB
 
@@ -149,7 +149,7 @@ def compressor(compression: str) -> Compressor:
     return _Plain()
 
 
-def read_ahead(chunks: Iterable[bytes], depth: int = 4) -> Iterator[bytes]:
+def read_ahead(chunks: Iterable[bytes], depth: int = 8) -> Iterator[bytes]:
     """Produce ``chunks`` in a thread of its own, up to ``depth`` ahead: decoding overlaps with what is done with it.
 
     An exception of the producer is raised where the consumer reads. Closing the generator ends the thread.

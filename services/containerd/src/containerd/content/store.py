@@ -28,7 +28,7 @@ __all__ = ["ContentStore", "Info", "IngestStatus"]
 _INGEST_LIFETIME = 24 * 3600 * 10**9
 """Nanoseconds after which an ingest that no lease keeps is garbage."""
 
-_READ_SIZE = 1 << 20
+_READ_SIZE = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)

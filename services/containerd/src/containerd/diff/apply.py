@@ -20,6 +20,8 @@ from containerd.scope import Scope
 
 __all__ = ["Applier"]
 
+_READ_SIZE = 256 << 10
+
 
 class Applier:
     """Applies layers of one content store."""
@@ -48,11 +50,12 @@ class Applier:
 
         def content() -> Iterator[bytes]:
             nonlocal size
-            for piece in decompress(self._read(scope, layer, progress), compression):
+            for piece in decompress(_read(descriptor, progress), compression):
                 digest.update(piece)
                 size += len(piece)
                 yield piece
 
+        descriptor = self._content.open(scope, layer.digest)
         pieces = read_ahead(content())
         try:
             with _target(mounts) as (target, overlay, lower):
@@ -67,14 +70,16 @@ class Applier:
             raise _translated(error, layer) from error
         finally:
             pieces.close()  # type: ignore[attr-defined]
+            os.close(descriptor)
         return Descriptor(OCI_LAYER, f"sha256:{digest.hexdigest()}", size)
 
-    def _read(self, scope: Scope, layer: Descriptor, progress: Callable[[int], None]) -> Iterator[bytes]:
-        done = 0
-        for chunk in self._content.chunks(scope, layer.digest):
-            yield chunk
-            done += len(chunk)
-            progress(done)
+
+def _read(descriptor: int, progress: Callable[[int], None]) -> Iterator[bytes]:
+    done = 0
+    while chunk := os.read(descriptor, _READ_SIZE):
+        yield chunk
+        done += len(chunk)
+        progress(done)
 
 
 class _target:  # noqa: N801 (read as a verb: with _target(mounts))

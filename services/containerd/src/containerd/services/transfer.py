@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from concurrent.futures import Executor
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -51,9 +52,13 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Transfer(service.TransferServicer):
-    """Serves a :class:`TransferService`; what it needs of the client goes through :class:`Streams`."""
+    """Serves a :class:`TransferService`; what it needs of the client goes through :class:`Streams`.
 
-    def __init__(self, transfers: TransferService, streams: Streams) -> None:
+    Transfers run in the threads of ``executor``: quick calls elsewhere do not wait behind them.
+    """
+
+    def __init__(self, transfers: TransferService, streams: Streams, executor: Executor) -> None:
+        self._executor = executor
         self._transfers = transfers
         self._streams = streams
 
@@ -65,8 +70,8 @@ class Transfer(service.TransferServicer):
             progress = self._progress(stack, scope, request.options.progress_stream)
             source, destination = _endpoint(request.source), _endpoint(request.destination)
             connections = self._connect(stack, scope, source, destination, progress, cancellation)
-            work = asyncio.ensure_future(
-                asyncio.to_thread(self._transfers.transfer, scope, source, destination, connections, cancellation)
+            work = asyncio.get_running_loop().run_in_executor(
+                self._executor, self._transfers.transfer, scope, source, destination, connections, cancellation
             )
             try:
                 await asyncio.shield(work)
@@ -193,6 +198,8 @@ def _endpoint(value: any_pb2.Any) -> Any:
 
 def _registry(message: registry_pb2.OCIRegistry) -> OCIRegistry:
     resolver = message.resolver
+    if resolver.http_debug != registry_pb2.DISABLED or resolver.logs_stream:
+        raise Unimplemented("http_debug and logs_stream of a registry resolver are not supported: not implemented")
     return OCIRegistry(
         message.reference,
         resolver.auth_stream,

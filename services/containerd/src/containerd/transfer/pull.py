@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import replace
 
 from containerd.content import ContentStore
@@ -25,6 +25,7 @@ from containerd.snapshots import Snapshotter
 from containerd.transfer.cancellation import Cancellation
 from containerd.transfer.endpoints import ImageStoreEndpoint, OCIRegistry, UnpackConfiguration
 from containerd.transfer.fetch import Fetcher
+from containerd.transfer.group import WorkGroup
 from containerd.transfer.naming import images_for_target, require_images
 from containerd.transfer.platforms import runs_on, select_manifests
 from containerd.transfer.progress import ProgressTracker
@@ -49,7 +50,9 @@ class Puller:
         snapshotters: dict[str, Snapshotter],
         progress: ProgressTracker,
         cancellation: Cancellation,
+        executor: Executor,
     ) -> None:
+        self._executor = executor
         self._scope = scope
         self._content = content
         self._images = images
@@ -63,9 +66,9 @@ class Puller:
         """Fetch and unpack ``target``, then give it its names. Raises what went wrong, with nothing half-made kept."""
         self._progress.say(f"Pulling from {source}")
         self._progress.say("fetching image content", source.reference, target)
-        with ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="fetch") as pool:
+        with WorkGroup(self._executor, DOWNLOADS) as group:
             try:
-                self._tree(pool, target, destination)
+                self._tree(group, target, destination)
             except BaseException:
                 self._cancellation.cancel()  # the downloads that are left over stop
                 raise
@@ -78,11 +81,11 @@ class Puller:
         self._progress.say(f"Completed pull from {source}")
         return stored
 
-    def _tree(self, pool: ThreadPoolExecutor, target: Descriptor, destination: ImageStoreEndpoint) -> None:
+    def _tree(self, group: WorkGroup, target: Descriptor, destination: ImageStoreEndpoint) -> None:
         self._progress.waiting(target)
         self._fetcher.fetch(target)
         if is_manifest(target.media_type):
-            self._manifest(pool, target, destination)
+            self._manifest(group, target, destination)
             return
         found = self._children(target)
         if not is_index(target.media_type):
@@ -99,7 +102,7 @@ class Puller:
                         if not is_layer(child.media_type):
                             self._fetcher.fetch(child)
         for child in chosen:
-            self._tree(pool, child, destination)
+            self._tree(group, child, destination)
 
     def _children(self, parent: Descriptor) -> list[Descriptor]:
         """Read what a manifest refers to, and make it keep that before any of it is there."""
@@ -112,13 +115,13 @@ class Puller:
         self._progress.children(parent, found)
         return found
 
-    def _manifest(self, pool: ThreadPoolExecutor, manifest: Descriptor, destination: ImageStoreEndpoint) -> None:
+    def _manifest(self, group: WorkGroup, manifest: Descriptor, destination: ImageStoreEndpoint) -> None:
         config, *layers = self._children(manifest)
         for layer in layers:
             self._progress.waiting(layer)
         self._progress.waiting(config)
         self._fetcher.fetch(config)
-        futures = {layer.digest: pool.submit(self._fetcher.fetch, layer) for layer in layers}
+        futures = {layer.digest: group.submit(self._fetcher.fetch, layer) for layer in layers}
         snapshotter = choose_snapshotter(self._content, self._scope, self._snapshotters, config, destination.unpacks)
         if snapshotter is not None:
             self._unpack(snapshotter, config, layers, futures)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 from containerd.content import ContentStore
@@ -21,6 +21,7 @@ from containerd.labels import DISTRIBUTION_SOURCE
 from containerd.scope import Scope
 from containerd.transfer.cancellation import Cancellation
 from containerd.transfer.endpoints import ImageStoreEndpoint, OCIRegistry
+from containerd.transfer.group import WorkGroup
 from containerd.transfer.platforms import select_manifests
 from containerd.transfer.progress import ProgressTracker
 from containerd.transfer.registry import RegistryClient
@@ -50,7 +51,9 @@ class Pusher:
         registry: RegistryClient,
         progress: ProgressTracker,
         cancellation: Cancellation,
+        executor: Executor,
     ) -> None:
+        self._executor = executor
         self._scope = scope
         self._content = content
         self._registry = registry
@@ -66,8 +69,8 @@ class Pusher:
         for descriptor in (*plan.blobs.values(), *plan.manifests.values()):
             self._content.info(self._scope, descriptor.digest)  # before anything is sent
             self._progress.waiting(descriptor)
-        with ThreadPoolExecutor(UPLOADS, thread_name_prefix="push") as pool:
-            futures = [pool.submit(self._blob, blob) for blob in plan.blobs.values()]
+        with WorkGroup(self._executor, UPLOADS) as group:
+            futures = [group.submit(self._blob, blob) for blob in plan.blobs.values()]
             try:
                 for future in futures:
                     future.result()

@@ -6,6 +6,7 @@ import base64
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,6 +38,8 @@ from gantry.oci.reference import InvalidReference
 __all__ = ["Connections", "TransferService"]
 
 _LEASE_SECONDS = 24 * 3600
+MOVES = 16
+"""Pieces of content that are fetched or sent at once, by all transfers together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,12 @@ class TransferService:
         self._released = released
         self._host_dir = host_dir
         self._locks = KeyedLocks()
+        self._executor = ThreadPoolExecutor(MOVES, thread_name_prefix="transfer-content")
         self._unpacker = Unpacker(content, applier, self._locks)
+
+    def close(self) -> None:
+        """End the threads. Transfers that are under way fail."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
     def transfer(
         self, scope: Scope, source: Any, destination: Any, connections: Connections, cancellation: Cancellation
@@ -150,6 +158,7 @@ class TransferService:
                 self._snapshotters,
                 progress,
                 cancellation,
+                self._executor,
             )
             puller.run(source, target, destination)
 
@@ -164,7 +173,8 @@ class TransferService:
         image = self._images.get(scope, source.name)
         progress = ProgressTracker(connections.progress, image.name, "uploading")
         with self._registry(destination, connections, cancellation) as registry:
-            Pusher(scope, self._content, registry, progress, cancellation).run(image, source, destination)
+            pusher = Pusher(scope, self._content, registry, progress, cancellation, self._executor)
+            pusher.run(image, source, destination)
 
     def _import(
         self,

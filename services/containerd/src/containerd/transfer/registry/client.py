@@ -43,7 +43,7 @@ from gantry.oci.reference import Reference
 __all__ = ["RegistryClient"]
 
 _MANIFEST_TYPES = ", ".join((DOCKER_MANIFEST, DOCKER_MANIFEST_LIST, OCI_MANIFEST, OCI_INDEX, "*/*"))
-_READ_SIZE = 1 << 20
+_READ_SIZE = 256 << 10
 _RESUMES = 5
 """How often in a row a download may break off without a new byte before it is given up."""
 _MAX_ERROR_BODY = 16 << 10
