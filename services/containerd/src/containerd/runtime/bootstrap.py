@@ -195,6 +195,7 @@ async def _run(argv: list[str], cwd: str, env: dict[str, str], payload: bytes, t
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
+            await process.wait()
     text = (output if merge else errors or b"").decode("utf-8", "replace").strip()
     if process.returncode != 0:
         raise Unknown(
