@@ -35,11 +35,22 @@ def start(container: Container, log: Log) -> None:
 
 def _open_fifo(container: Container) -> None:
     try:
+        # Before the FIFO is opened: that lets init go on, and it may have ended and been reaped a moment later.
+        pidfd = linux_process.pidfd_open(container.pid)
+    except ProcessLookupError:
+        raise RuntimeFailure("container process is already dead") from None
+    try:
+        _let_go(container, pidfd)
+    finally:
+        os.close(pidfd)
+
+
+def _let_go(container: Container, pidfd: int) -> None:
+    try:
         # Without blocking: init may be dead, and would never open its end.
         fifo = os.open(container.fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise RuntimeFailure("cannot start an already running container") from None
-    pidfd = linux_process.pidfd_open(container.pid)
     try:
         poll = select.poll()
         poll.register(fifo, select.POLLIN)
@@ -52,5 +63,4 @@ def _open_fifo(container: Container) -> None:
         except FileNotFoundError:
             raise RuntimeFailure("cannot start an already running container") from None
     finally:
-        os.close(pidfd)
         os.close(fifo)
