@@ -222,11 +222,8 @@ def _default_mounts(host_config: HostConfig, around: Surroundings) -> list[dict[
         ),
         _mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", *([] if writable else ["ro"])),
         _mount("/sys/fs/cgroup", "cgroup", "cgroup", *([] if writable else ["ro"]), "nosuid", "noexec", "nodev"),
+        _mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"),
     ]
-    if host_config.ipc_mode == "host":
-        mounts.append(_mount("/dev/mqueue", "bind", "/dev/mqueue", "rbind"))
-    else:
-        mounts.append(_mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"))
     if around.shm_path:
         mounts.append(_mount("/dev/shm", "bind", around.shm_path, "rbind", "rprivate"))
     elif host_config.ipc_mode != "none":

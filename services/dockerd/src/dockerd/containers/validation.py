@@ -33,29 +33,29 @@ _MEMORY_MINIMUM = 6 << 20
 _ULIMITS = frozenset(
     "core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack".split()  # noqa: SIM905
 )
-# Field, and the values that ask for nothing.
-_UNSUPPORTED: tuple[tuple[str, tuple[object, ...]], ...] = (
-    ("Isolation", ("", "default")),
-    ("UsernsMode", ("", "host")),
-    ("Cgroup", ("",)),
-    ("Links", (None, [])),
-    ("StorageOpt", (None, {})),
-    ("DeviceRequests", (None, [])),
-    ("CpuCount", (0,)),
-    ("CpuPercent", (0,)),
-    ("IOMaximumIOps", (0,)),
-    ("IOMaximumBandwidth", (0,)),
-    ("KernelMemory", (0,)),
-    ("KernelMemoryTCP", (0,)),
+# Field, its name on the wire, and the values that ask for nothing.
+_UNSUPPORTED: tuple[tuple[str, str, tuple[object, ...]], ...] = (
+    ("isolation", "Isolation", ("", "default")),
+    ("userns_mode", "UsernsMode", ("", "host")),
+    ("cgroup", "Cgroup", ("",)),
+    ("links", "Links", (None, [])),
+    ("storage_opt", "StorageOpt", (None, {})),
+    ("device_requests", "DeviceRequests", (None, [])),
+    ("cpu_count", "CpuCount", (0,)),
+    ("cpu_percent", "CpuPercent", (0,)),
+    ("io_maximum_iops", "IOMaximumIOps", (0,)),
+    ("io_maximum_bandwidth", "IOMaximumBandwidth", (0,)),
+    ("kernel_memory", "KernelMemory", (0,)),
+    ("kernel_memory_tcp", "KernelMemoryTCP", (0,)),
 )
 
 
 def refuse_unsupported(host_config: HostConfig, unknown: Iterable[str]) -> None:
     """Raise NotSupported naming the first HostConfig field that asks for what this engine does not have."""
-    values = {field.encode_name: getattr(host_config, field.name) for field in msgspec.structs.fields(HostConfig)}
-    for name, neutral in _UNSUPPORTED:
-        if values[name] not in neutral:
-            raise errors.NotSupported(f"HostConfig.{name} is not supported by this engine: {values[name]!r}")
+    for field, name, neutral in _UNSUPPORTED:
+        value = getattr(host_config, field)
+        if value not in neutral:
+            raise errors.NotSupported(f"HostConfig.{name} is not supported by this engine: {value!r}")
     for name in unknown:
         raise errors.NotSupported(f"HostConfig.{name} is not known to this engine")
     if host_config.log_config.type not in LOG_DRIVERS:

@@ -31,7 +31,7 @@ def from_wire(body: Mapping[str, Any], kind: type[T]) -> T:
 
 def unknown_keys(body: Mapping[str, Any], kind: type[msgspec.Struct]) -> list[str]:
     """Keys of ``body`` that ``kind`` does not know and that ask for something."""
-    known = {field.encode_name.lower() for field in msgspec.structs.fields(kind)}
+    known = _names(kind)
     return [key for key, value in body.items() if value and key.lower() not in known]
 
 
