@@ -74,6 +74,7 @@ class Creation:
         handle = Handle(container)
         handle.root_mounts = root_mounts
         handle.pristine = True
+        handle.clean = True
         parts.registry.add(handle)
         parts.publish(container, "create")
         return container, settings.warnings
@@ -113,12 +114,19 @@ class Creation:
         raise AssertionError("the candidates do not end")
 
     def _make(self, draft: Container, image: Image) -> tuple[Container, list[mount_pb2.Mount]]:
-        parts = self._parts
-        parts.images.ensure_unpacked(image)
         os.makedirs(draft.root, mode=0o710, exist_ok=True)
-        points = self._volumes(draft)
-        container = msgspec.structs.replace(draft, mounts=points)
-        reply = parts.containerd.snapshots.Prepare(
+        container = msgspec.structs.replace(draft, mounts=self._volumes(draft))
+        try:
+            root_mounts = self._prepare(draft)
+        except errors.NotFound:  # of the parent: an image that was pulled but never used
+            self._parts.images.ensure_unpacked(image)
+            root_mounts = self._prepare(draft)
+        self._populate(container, root_mounts)
+        self._parts.store.complete(container)
+        return container, root_mounts
+
+    def _prepare(self, draft: Container) -> list[mount_pb2.Mount]:
+        reply = self._parts.containerd.snapshots.Prepare(
             snapshots_pb2.PrepareSnapshotRequest(
                 snapshotter=draft.snapshotter,
                 key=draft.id,
@@ -126,14 +134,11 @@ class Creation:
                 labels={
                     # Nothing else refers to the snapshot before the container is started.
                     "containerd.io/gc.root": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                    OWNER_LABEL: parts.config.data_root,
+                    OWNER_LABEL: self._parts.config.data_root,
                 },
             )
         )
-        root_mounts = list(reply.mounts)
-        self._populate(container, root_mounts)
-        parts.store.complete(container)
-        return container, root_mounts
+        return list(reply.mounts)
 
     def _volumes(self, draft: Container) -> list[MountPoint]:
         """The mount points with their volumes made and in use; a bind's missing source is made, as ``-v`` has it."""

@@ -38,7 +38,9 @@ class Exits:
             return
         parts = self._parts
         network = parts.helpers.submit(parts.networks.release, container.id)
-        self._delete_task(container)
+        deleted = self._delete_task(container)
+        # What was asked for last is not waited for before the news is told.
+        forgotten = parts.helpers.submit(self._forget, container)
         parts.streams.after_exit(container.id)
         self._starting.after_exit(container)
         network.result()
@@ -55,12 +57,11 @@ class Exits:
         parts.publish(ended, "die", {"exitCode": str(exit_code), "execDuration": str(int(ran_for))})
         handle.waiters.exited(Outcome(exit_code))
         parts.streams.answer(container.id, (Condition.NOT_RUNNING, Condition.NEXT_EXIT), exit_code)
-        if not again and container.host_config.auto_remove and not handle.restarting_by_user:
-            self._remove(handle)
-            return
-        self._forget(container)
+        handle.clean = forgotten.result() and deleted
         if again:
             self.schedule(handle, ran_for)
+        elif container.host_config.auto_remove and not handle.restarting_by_user:
+            self._remove(handle)
 
     def schedule(self, handle: Handle, ran_for: float) -> None:
         """Start the container again when its delay is over. The caller holds it; its state is RESTARTING."""
@@ -99,18 +100,22 @@ class Exits:
             else:
                 self._parts.change(handle, status=Status.EXITED)
 
-    def _delete_task(self, container: Container) -> None:
+    def _delete_task(self, container: Container) -> bool:
         try:
             delete_task(self._parts, container.id)
         except errors.EngineError as error:
             # The exit is a fact all the same. What is left in containerd goes with the next start or the removal.
             _log.warning("container %s: cannot delete its task: %s", container.id[:12], error)
+            return False
+        return True
 
-    def _forget(self, container: Container) -> None:
+    def _forget(self, container: Container) -> bool:
         try:
             delete_container(self._parts, container.id)
         except errors.EngineError as error:
             _log.warning("container %s: containerd keeps it: %s", container.id[:12], error)
+            return False
+        return True
 
 
 def _seconds_between(started_at: str, finished_at: str) -> float:

@@ -42,6 +42,16 @@ class _Task:
     finished_at: str
 
 
+def _task(process: task_pb2.Process) -> _Task:
+    return _Task(
+        pid=process.pid,
+        running=process.status in (task_pb2.RUNNING, task_pb2.PAUSED, task_pb2.PAUSING),
+        paused=process.status in (task_pb2.PAUSED, task_pb2.PAUSING),
+        exit_code=process.exit_status,
+        finished_at=timestamps.from_protobuf(process.exited_at),
+    )
+
+
 class Reconciler:
     """Compares and repairs."""
 
@@ -77,7 +87,7 @@ class Reconciler:
         """Follow up on exits that were not told, after containerd was away."""
         tasks = self._tasks()
         for handle in self._parts.registry.all():
-            handle.submit(partial(self._settle, handle, tasks.get(handle.id)))
+            handle.submit(partial(self._settle_again, handle, tasks.get(handle.id)))
 
     def start_wanted(self) -> None:
         """Start what its restart policy wants to run when the engine comes up."""
@@ -106,14 +116,15 @@ class Reconciler:
         found = {}
         for process in reply.tasks:
             # The real engine names the container in `id` for a task's own process.
-            found[process.container_id or process.id] = _Task(
-                pid=process.pid,
-                running=process.status in (task_pb2.RUNNING, task_pb2.PAUSED, task_pb2.PAUSING),
-                paused=process.status in (task_pb2.PAUSED, task_pb2.PAUSING),
-                exit_code=process.exit_status,
-                finished_at=timestamps.from_protobuf(process.exited_at),
-            )
+            found[process.container_id or process.id] = _task(process)
         return found
+
+    def _task_now(self, container_id: str) -> _Task | None:
+        try:
+            reply = self._parts.containerd.tasks.Get(tasks_pb2.GetRequest(container_id=container_id), timeout=5)
+        except errors.NotFound:
+            return None
+        return _task(reply.process)
 
     def _is_live(self, handle: Handle, tasks: Mapping[str, _Task]) -> bool:
         task = tasks.get(handle.id)
@@ -133,6 +144,12 @@ class Reconciler:
             self._starting.tear_down(container)
         if not handle.removed and container.host_config.auto_remove and state.status is Status.EXITED:
             self._finish_removal(handle)
+
+    def _settle_again(self, handle: Handle, task: _Task | None) -> None:
+        """Settle while containers come and go: the list may be older than a start that was under way."""
+        if handle.container.state.running and (task is None or not task.running):
+            task = self._task_now(handle.id)
+        self._settle(handle, task)
 
     def _settle(self, handle: Handle, task: _Task | None) -> bool:
         """Bring the state up to date with the task; whether the container runs."""

@@ -35,6 +35,7 @@ class Handle:
         # The first start finds the mounts of a fresh snapshot here; later ones ask for them.
         self.root_mounts: list[mount_pb2.Mount] | None = None
         self.pristine = False  # nothing has been written to the root file system since its creation
+        self.clean = False  # nothing of a start is left: no task, no network, nothing in containerd but the snapshot
         self.restart_timer: Timer | None = None
         self.restart_delay = 0.0
         self.removed = False

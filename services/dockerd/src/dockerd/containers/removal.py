@@ -9,7 +9,7 @@ from dockerd.containers.creation import remove_snapshot
 from dockerd.containers.model import Status
 from dockerd.containers.parts import Parts
 from dockerd.containers.registry import Handle
-from dockerd.containers.starting import Starting, delete_container
+from dockerd.containers.starting import Starting
 from dockerd.containers.wait import Condition, Outcome
 
 __all__ = ["Removal"]
@@ -22,18 +22,17 @@ class Removal:
         self._parts = parts
         self._starting = starting
 
-    def remove(self, handle: Handle, *, volumes: bool, ended: bool = False) -> None:
+    def remove(self, handle: Handle, *, volumes: bool) -> None:
         """Remove the container, with ``volumes`` its anonymous volumes too.
 
-        ``ended``: its task and its network were just taken away, there is no need to look for them. Raises the error of
-        the piece that stays; the container is then DEAD and can be removed again.
+        Raises the error of the piece that stays; the container is then DEAD and can be removed again.
         """
         if handle.removed:
             raise errors.NotFound(f"No such container: {handle.id}")
         exit_code = handle.container.state.exit_code
         container = self._parts.change(handle, status=Status.REMOVING)
         try:
-            self._take_apart(handle, volumes, ended)
+            self._take_apart(handle, volumes)
         except BaseException as error:
             self._parts.change(handle, status=Status.DEAD, error=str(error))
             handle.waiters.removal_failed(Outcome(exit_code, str(error)))
@@ -45,10 +44,9 @@ class Removal:
         handle.waiters.removed(Outcome(exit_code))
         self._parts.streams.answer(container.id, tuple(Condition), exit_code)
 
-    def _take_apart(self, handle: Handle, volumes: bool, ended: bool) -> None:
+    def _take_apart(self, handle: Handle, volumes: bool) -> None:
         parts, container = self._parts, handle.container
-        if ended:
-            delete_container(parts, container.id)
+        if handle.clean:
             parts.streams.forget(container.id)
         else:
             self._starting.tear_down(container)

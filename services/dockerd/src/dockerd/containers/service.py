@@ -89,7 +89,7 @@ class ContainerService:
         self._starting = Starting(parts)
         self._creation = Creation(parts)
         self._removal = Removal(parts, self._starting)
-        self._exits = Exits(parts, self._starting, self._discard_ended)
+        self._exits = Exits(parts, self._starting, self._discard)
         self._lifecycle = Lifecycle(parts, self._starting, self._exits, self._discard)
         self._reconciler = Reconciler(parts, self._creation, self._starting, self._exits, self._removal)
         self._monitor = Monitor(containerd, self._on_event, self._on_connected)
@@ -335,13 +335,6 @@ class ContainerService:
         """Remove a container that was to live for one run only (``--rm``). The caller holds it."""
         try:
             self._removal.remove(handle, volumes=True)
-        except errors.EngineError as error:
-            _log.warning("container %s: cannot remove it: %s", handle.id[:12], error)
-        self._exec_forget(handle.id)
-
-    def _discard_ended(self, handle: Handle) -> None:
-        try:
-            self._removal.remove(handle, volumes=True, ended=True)
         except errors.EngineError as error:
             _log.warning("container %s: cannot remove it: %s", handle.id[:12], error)
         self._exec_forget(handle.id)

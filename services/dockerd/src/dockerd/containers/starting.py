@@ -54,11 +54,13 @@ class Starting:
         and the errors of what else it needs; the container then has the state that it had before.
         """
         container = handle.container
+        handle.clean = False
         try:
             pid = self._bring_up(handle)
         except errors.EngineError as error:
             code = exit_code_of_failure(str(error))
             self.tear_down(container)
+            handle.clean = True
             self._parts.change(handle, exit_code=code, error=str(error), pid=0)
             if code != _NOT_STARTED and not isinstance(error, errors.InvalidParameter):
                 raise errors.InvalidParameter(str(error)) from error
