@@ -75,7 +75,6 @@ COMMANDS = {
 }
 
 _UNSUPPORTED = {"checkpoint", "restore"}
-_NEEDS_PROTECTION = {"create", "run", "exec"}
 _HELP_FLAG = Flag("help", "show help", short="h")
 
 
@@ -170,10 +169,6 @@ def _dispatch(context: Context, name: str, argv: list[str]) -> int:
         raise RuntimeFailure(f"{name} is not supported by this runtime: it needs CRIU")
     if name not in COMMANDS:
         raise RuntimeFailure(f"No help topic for '{name}'", 3)
-    if name in _NEEDS_PROTECTION:
-        from runc import protection
-
-        protection.ensure()
     command = load_command(name)
     try:
         options, arguments = flags.parse(

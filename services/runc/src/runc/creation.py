@@ -46,6 +46,7 @@ def prepare(context: Context, container_id: str, options: CreateOptions, termina
     security.check_labels(job.process)
     _warn_unknown_capabilities(job)
     job.cgroups = hierarchy.container_paths(hierarchy.discover(), spec["linux"].get("cgroupsPath", ""), container_id)
+    job.launcher_fd = options.launcher_fd
     job.no_pivot = options.no_pivot
     job.no_new_keyring = options.no_new_keyring
     job.preserved, job.listen_env = preserved_descriptors(options.preserve_fds)
@@ -245,8 +246,9 @@ def _run_hooks(job: Job) -> None:
 
 def _close_ours(job: Job) -> None:
     job.joining.close()
-    for fd in (job.fifo_fd, *job.source_trees.values()):
-        os.close(fd)
+    for fd in (job.fifo_fd, *job.source_trees.values(), job.launcher_fd):
+        if fd >= 0:
+            os.close(fd)
     for fd in job.opened_namespaces.values() if not job.namespaces.needs_middle else ():
         os.close(fd)
     if job.console is not None:

@@ -91,7 +91,7 @@ def _run(job: Job, channel: Channel) -> None:
     if job.seccomp and job.credentials.no_new_privileges:
         security.install_filter(job.seccomp)
     try:
-        process.execute(path, job.process, env, job.preserved)
+        process.execute(path, job.process, env, job.preserved, job.launcher_fd)
     except OSError as error:
         raise RuntimeFailure(process.execution_failure(path, error)) from error
 

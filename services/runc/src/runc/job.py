@@ -22,6 +22,7 @@ class CreateOptions:
     __slots__ = (
         "bundle",
         "console_socket",
+        "launcher_fd",
         "no_new_keyring",
         "no_pivot",
         "pid_file",
@@ -34,6 +35,7 @@ class CreateOptions:
         self.bundle = bundle
         self.spec = spec
         self.console_socket = ""
+        self.launcher_fd = -1
         self.pid_file = ""
         self.pidfd_socket = ""
         self.no_pivot = False
@@ -52,6 +54,7 @@ class Job:
         "devices",
         "fifo_fd",
         "joining",
+        "launcher_fd",
         "listen_env",
         "log",
         "mounts",
@@ -87,6 +90,8 @@ class Job:
     """Where the master end of the terminal goes; connected before the fork, while its path means something."""
     fifo_fd: int
     joining: Joining
+    launcher_fd: int
+    """What init executes the program with, -1 when it does so itself (see `launcher`)."""
     preserved: int
     """How many descriptors behind the standard streams the program gets."""
     listen_env: list[str]

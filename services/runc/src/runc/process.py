@@ -11,6 +11,7 @@ import stat
 from gantry.linux import capabilities as linux_capabilities
 from gantry.linux import process as linux_process
 from gantry.linux.libc import check, libc
+from runc import launcher
 from runc.errors import RuntimeFailure, describe, system_text
 
 TYPE_CHECKING = False
@@ -308,9 +309,14 @@ def reset_signals() -> None:
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 
 
-def execute(path: str, process: Process, env: dict[str, str], preserved: int) -> NoReturn:
-    """execve(2), with only the standard streams and `preserved` more descriptors. Raises OSError."""
+def execute(path: str, process: Process, env: dict[str, str], preserved: int, launcher_fd: int = -1) -> NoReturn:
+    """execve(2), with only the standard streams and `preserved` more descriptors. Raises OSError.
+
+    With a launcher (see there) it is what this process executes, and the program what the launcher executes.
+    """
     linux_process.cloexec_from(3 + preserved)
+    if launcher_fd >= 0:
+        launcher.execute(launcher_fd, path, process["args"], env)
     os.execve(path, process["args"], env)  # noqa: S606
 
 

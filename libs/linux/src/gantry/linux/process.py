@@ -17,6 +17,10 @@ from gantry.linux.libc import (
     syscall,
 )
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 PR_SET_PDEATHSIG = 1
 PR_GET_DUMPABLE = 3
 PR_SET_DUMPABLE = 4
@@ -110,7 +114,7 @@ def cloexec_from(first: int) -> None:
     close_range(first, flags=CLOSE_RANGE_CLOEXEC)
 
 
-def fexecve(fd: int, argv: list[str], env: dict[str, str]) -> None:
+def fexecve(fd: int, argv: Sequence[str | bytes], env: dict[str, str]) -> None:
     """execveat(2) of the file of a descriptor; returns only by raising OSError."""
     args = (ctypes.c_char_p * (len(argv) + 1))(*[os.fsencode(a) for a in argv], None)
     pairs = [os.fsencode(f"{key}={value}") for key, value in env.items()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from runc import creation
+from runc import creation, protection
 from runc import spec as specification
 from runc.cli import expect_arguments
 from runc.errors import RuntimeFailure, describe
@@ -67,10 +67,16 @@ def create_options(options: Options, *, detached: bool) -> CreateOptions:
         for name in ("console-socket", "pid-file", "pidfd-socket")
     }
     try:
-        os.chdir(bundle)
+        directory = os.open(bundle, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise RuntimeFailure(f"chdir {describe(error)}") from error
-    chosen = CreateOptions(bundle, specification.load(bundle))
+    try:
+        chosen = CreateOptions(bundle, specification.load(bundle))
+        # This may start the program once more, with the paths as the caller gave them: the directory changes after it.
+        chosen.launcher_fd = protection.launcher_or_restart(chosen.spec)
+        os.fchdir(directory)
+    finally:
+        os.close(directory)
     chosen.console_socket = paths["console-socket"]
     chosen.pid_file = paths["pid-file"]
     chosen.pidfd_socket = paths["pidfd-socket"]
