@@ -203,8 +203,14 @@ class FakeContainerd:
         return tasks_pb2.ListTasksResponse(tasks=tasks)
 
     def get_task(self, request: Any, timeout: float | None = None) -> Any:
-        status = task_pb2.STOPPED if request.exec_id in self.exec_specs else task_pb2.RUNNING
-        return tasks_pb2.GetResponse(process=task_pb2.Process(status=status, exit_status=5))
+        if request.exec_id:
+            status = task_pb2.STOPPED if request.exec_id in self.exec_specs else task_pb2.RUNNING
+            return tasks_pb2.GetResponse(process=task_pb2.Process(status=status, exit_status=5))
+        task = self.live_tasks.get(request.container_id)
+        if task is None:
+            raise errors.NotFound(request.container_id)
+        process = task_pb2.Process(id=task.container_id, pid=task.pid, status=task.status, exit_status=task.exit_status)
+        return tasks_pb2.GetResponse(process=process)
 
     def exec(self, request: Any, timeout: float | None = None) -> None:
         self.call("Tasks.Exec")

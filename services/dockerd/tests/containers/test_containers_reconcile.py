@@ -6,6 +6,7 @@ import pytest
 
 from dockerd.containers import Status
 from dockerd.containers.model import Container
+from gantry.contracts.containerd.services.tasks.v1 import tasks_pb2
 from gantry.contracts.containerd.types import mount_pb2
 from gantry.contracts.containerd.v1.types import task_pb2
 
@@ -140,6 +141,16 @@ def test_an_exit_that_is_told_twice_counts_once(world: World) -> None:
     world.events.wait_for("die")
     world.service._reconciler.resynchronize()
     assert world.events.actions().count("die") == 1
+
+
+def test_a_start_that_the_list_of_tasks_missed_is_no_exit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers come and go while the tasks are listed: what the list lacks is looked at again."""
+    world.run()
+    nothing = tasks_pb2.ListTasksResponse(tasks=[])
+    monkeypatch.setattr(world.containerd.tasks, "List", lambda request, timeout=None: nothing)
+    world.service._reconciler.resynchronize()
+    assert world.service.get("c1").state.status is Status.RUNNING
+    assert "die" not in world.events.actions()
 
 
 def _request(container_id: str) -> object:
