@@ -184,3 +184,10 @@ def _remove_runtime_state(directory: str) -> None:
     for name in os.listdir(directory):
         subprocess.run(["/usr/sbin/runc", "--root", directory, "delete", "--force", name], check=False)
     os.rmdir(directory)
+    # The runtime removes a container's cgroup, and leaves the one above it, named by the namespace.
+    hierarchies = Path("/sys/fs/cgroup")
+    name = os.path.basename(directory)
+    for cgroup in [*hierarchies.glob(name), *hierarchies.glob(f"*/{name}")]:
+        # A runtime that was killed while it made a container leaves an empty one below, too.
+        for below, _, _ in os.walk(cgroup, topdown=False):
+            os.rmdir(below)
