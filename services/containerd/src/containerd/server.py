@@ -152,6 +152,10 @@ async def _abort(context: _Context[Any, Any], method: str, error: Exception) -> 
     if isinstance(error, ContainerdError):
         _log.debug("call failed: %s", error, extra={"method": method, "code": error.code})
         await context.abort(grpc.StatusCode[error.code], str(error))
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        _log.error("call failed: %s", error, extra={"method": method})
+        text = f"{error.filename or method}: {os.strerror(error.errno)}: resource exhausted"
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
     _log.error("call failed: %s", error, extra={"method": method}, exc_info=error)
     await context.abort(grpc.StatusCode.UNKNOWN, f"{type(error).__name__}: {error}")
 
