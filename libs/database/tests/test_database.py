@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import sqlite3
 import threading
 from pathlib import Path
@@ -46,6 +47,18 @@ def test_an_exception_rolls_back(tmp_path: Path) -> None:
         raise RuntimeError
     with database.read() as connection:
         assert connection.execute("SELECT count(*) FROM thing").fetchone()[0] == 0
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path) -> None:
+    """Nothing of the write is kept, and the error is the one that a file would give."""
+    database = Database(tmp_path / "db", [FIRST])
+    with database.read() as connection:
+        connection.execute("PRAGMA max_page_count = 4")
+    with pytest.raises(OSError, match="No space left on device") as full, database.write() as connection:
+        connection.execute("INSERT INTO thing VALUES (hex(zeroblob(100000)))")
+    assert full.value.errno == errno.ENOSPC
+    with database.write() as connection:
+        connection.execute("INSERT INTO thing VALUES ('a')")
 
 
 def test_foreign_keys_hold(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ with SQLITE_BUSY.
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import threading
@@ -43,7 +44,10 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
-        """Yield a connection inside BEGIN IMMEDIATE; commits at the end, rolls back on any exception."""
+        """Yield a connection inside BEGIN IMMEDIATE; commits at the end, rolls back on any exception.
+
+        Raises OSError (ENOSPC) with the file's name when the disk is full.
+        """
         connection = self._connection()
         if connection.in_transaction:  # nested write: the outer transaction decides
             yield connection
@@ -52,10 +56,15 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
+                connection.commit()
+            except sqlite3.OperationalError as error:
+                connection.rollback()
+                if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path) from error
+                raise
             except BaseException:
                 connection.rollback()
                 raise
-            connection.commit()
 
     def close(self) -> None:
         """Close the connections of every thread."""

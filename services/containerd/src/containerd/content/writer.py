@@ -63,10 +63,14 @@ class Writer:
         """Append bytes. Raises :class:`ResourceExhausted` when the disk is full."""
         if self._shared:
             self.truncate()
-        with _disk_errors(self.ref):
-            view = memoryview(data)
-            while view:
-                view = view[os.write(self._descriptor, view) :]
+        try:
+            with _disk_errors(self.ref):
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(self._descriptor, view) :]
+        except ResourceExhausted:
+            self.truncate()  # a full disk is no place to wait for a resume: even an Abort needs some room
+            raise
         self._hash.update(data)
         self.offset += len(data)
         self.updated_at = time.time_ns()

@@ -6,7 +6,9 @@ raise errors of :mod:`dockerd.errors`; they become ``{"message": ...}`` here, on
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -132,6 +134,10 @@ def _http_error(error: HTTPException) -> flask.Response:
 
 
 def _unexpected_error(error: Exception) -> flask.Response:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        _log.error("%s %s: %s", flask.request.method, flask.request.path, error)
+        where = f"{error.filename}: " if error.filename else ""
+        return json_reply({"message": f"{where}no space left on device"}, 500)
     # A fault of the engine's own. The client gets its text, the log the place where it happened.
     _log.error("%s %s failed", flask.request.method, flask.request.path, exc_info=error)
     return json_reply({"message": f"{type(error).__name__}: {error}"}, 500)
