@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, wait
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -49,6 +49,7 @@ from gantry.oci.platform import Platform
 __all__ = ["Transfer"]
 
 _Context = grpc.aio.ServicerContext[Any, Any]
+_POLL = 0.5
 
 
 class Transfer(service.TransferServicer):
@@ -101,7 +102,7 @@ class Transfer(service.TransferServicer):
         for endpoint in (source, destination):
             if isinstance(endpoint, OCIRegistry) and endpoint.auth_stream:
                 stream = self._streams.get(scope.namespace, endpoint.auth_stream)
-                options["credentials"] = _credentials(stream)
+                options["credentials"] = _credentials(stream, cancellation)
                 stack.callback(stream.close)
         if isinstance(source, ImportStream):
             reader = StreamReader(self._streams.get(scope.namespace, source.stream), cancellation)
@@ -157,13 +158,19 @@ def _packed(message: Message) -> AnyValue:
     return AnyValue(message.DESCRIPTOR.full_name, message.SerializeToString())
 
 
-def _credentials(stream: Stream) -> Callable[[str, str], Credentials | None]:
+def _credentials(stream: Stream, cancellation: Cancellation) -> Callable[[str, str], Credentials | None]:
     lock = threading.Lock()  # one question at a time: answers carry no name
+    loop = asyncio.get_running_loop()
 
     def ask(host: str, reference: str) -> Credentials | None:
         with lock:
             stream.send_blocking(_packed(registry_pb2.AuthRequest(host=host, reference=reference)))
-            value = stream.recv_blocking()
+            answering = asyncio.run_coroutine_threadsafe(stream.recv(), loop)
+            while not wait((answering,), timeout=_POLL).done:
+                if cancellation.cancelled:  # a client that is gone does not answer any more
+                    answering.cancel()
+                cancellation.check()
+            value = answering.result()
         if value is None:
             return None
         answer = registry_pb2.AuthResponse.FromString(value.value)

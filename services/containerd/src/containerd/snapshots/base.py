@@ -250,30 +250,29 @@ class Snapshotter(ABC):
         self, scope: Scope, kind: Kind, key: str, parent: str, labels: Mapping[str, str], target: str, prepared: Path
     ) -> int:
         now = time.time_ns()
-        for name, what in ((target, f'target snapshot "{target}"'), (key, f'snapshot "{key}"')):
-            if name:
-                with self._database.write() as connection:
-                    found = self._find(connection, scope, name)
-                    if found:  # what exists is kept by this lease as well
-                        add_to_lease(connection, scope.namespace, scope.lease, self._resource(name))
-                if found:
-                    raise AlreadyExists(f"{what}: already exists")
         with self._database.write() as connection:
-            ensure_namespace(connection, scope.namespace)
-            self._refuse_existing(connection, scope, key, f'snapshot "{key}"')
-            base = self._parent(connection, scope, parent)["id"] if parent else None
-            inserted = connection.execute(
-                "INSERT INTO snapshot (snapshotter, namespace, key, kind, parent, labels, created_at, updated_at) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (self.name, scope.namespace, key, kind, base, json.dumps(labels), now, now),
-            )
-            add_to_lease(connection, scope.namespace, scope.lease, self._resource(key))
-            assert inserted.lastrowid is not None
-            directory = self.directory / str(inserted.lastrowid)
-            if directory.exists():  # of a transaction that was killed before its commit: the number comes again
-                self._discard(directory.name)
-            prepared.rename(directory)
-        return inserted.lastrowid
+            existing = next((name for name in (target, key) if name and self._find(connection, scope, name)), None)
+            if existing is not None:  # the lease keeps what exists as well: so the transaction has to end well
+                add_to_lease(connection, scope.namespace, scope.lease, self._resource(existing))
+            else:
+                ensure_namespace(connection, scope.namespace)
+                base = self._parent(connection, scope, parent)["id"] if parent else None
+                inserted = connection.execute(
+                    "INSERT INTO snapshot (snapshotter, namespace, key, kind, parent, labels, created_at, updated_at) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (self.name, scope.namespace, key, kind, base, json.dumps(labels), now, now),
+                )
+                add_to_lease(connection, scope.namespace, scope.lease, self._resource(key))
+                snapshot = inserted.lastrowid
+                directory = self.directory / str(snapshot)
+                if directory.exists():  # of a transaction that was killed before its commit: the number comes again
+                    self._discard(directory.name)
+                prepared.rename(directory)
+        if existing is not None:
+            what = "target snapshot" if existing == target else "snapshot"
+            raise AlreadyExists(f'{what} "{existing}": already exists')
+        assert snapshot is not None
+        return snapshot
 
     def _discard(self, name: str) -> Path:
         """Move a directory out of the way of ids; it is deleted by the next cleanup at the latest."""

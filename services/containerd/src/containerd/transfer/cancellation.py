@@ -19,6 +19,11 @@ class Cancellation:
         """Ask everybody to stop."""
         self._event.set()
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether :meth:`cancel` was called."""
+        return self._event.is_set()
+
     def check(self) -> None:
         """Raise :class:`Cancelled` once :meth:`cancel` was called."""
         if self._event.is_set():
