@@ -69,10 +69,11 @@ def launcher_or_restart(spec: Spec) -> int:
 
 
 def launcher_suffices(spec: Spec) -> bool:
-    """Is init alone until it executes the launcher, and will the kernel let it?
+    """Is init out of reach until it executes the launcher, and will the kernel let it?
 
-    Not in a joined or shared pid or user namespace, where others could look at it; not with hooks that are looked up in
-    the container, and are started by init itself; not where a label is for the next execve, which must be the
+    Not in a joined or shared pid or user namespace, where others could look at it; not where a process that is added to
+    the waiting container could trace it; not with hooks that are looked up in the container, and are started by init
+    itself; not where a label is for the next execve, which must be the
     program's; not where the seccomp filter may not let execveat(2) pass.
     """
     linux = spec["linux"]
@@ -81,6 +82,7 @@ def launcher_suffices(spec: Spec) -> bool:
     return (
         namespaces.get("pid") == ""
         and not namespaces.get("user")
+        and "CAP_SYS_PTRACE" not in process.get("capabilities", {}).get("bounding", [])
         and not spec.get("hooks", {}).get("startContainer")
         and not process.get("apparmorProfile")
         and not process.get("selinuxLabel")

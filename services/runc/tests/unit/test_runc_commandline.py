@@ -151,9 +151,9 @@ COLD_MODULES = frozenset((
     "runc.cgroups", "runc.cgroups.control", "runc.cgroups.devices", "runc.cgroups.hierarchy",
     "runc.cgroups.resources", "runc.cli", "runc.commands", "runc.commands.create", "runc.commands.run",
     "runc.console", "runc.copying", "runc.creation", "runc.deletion", "runc.devices", "runc.errors", "runc.flags",
-    "runc.foreground", "runc.hooks", "runc.init", "runc.job", "runc.jsontext", "runc.keyring", "runc.launcher", "runc.logs",
-    "runc.messages", "runc.mounts", "runc.namespaces", "runc.process", "runc.protection", "runc.rootfs",
-    "runc.security", "runc.spec", "runc.starting", "runc.state", "select", "struct", "types",
+    "runc.foreground", "runc.hooks", "runc.init", "runc.job", "runc.jsontext", "runc.keyring", "runc.launcher",
+    "runc.logs", "runc.messages", "runc.mounts", "runc.namespaces", "runc.process", "runc.protection",
+    "runc.rootfs", "runc.security", "runc.spec", "runc.starting", "runc.state", "select", "struct", "types"
 ))
 # fmt: on
 """All that `runc run` may import. What is added here is paid for by every cold start: weigh it."""

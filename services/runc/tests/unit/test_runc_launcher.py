@@ -36,11 +36,11 @@ def start(path: str, *args: str, **env: str) -> tuple[int, bytes, bytes]:
 @needs_launcher
 def test_the_program_gets_its_arguments_and_environment() -> None:
     """And nothing of the launcher's."""
-    script = 'echo "$0|$1|$2|$A|$#"; tr "\\0" "|" </proc/self/cmdline; exit 7'
+    script = 'echo "$0|$1|$2|$A|$#"; tr "\\0" "|" </proc/$$/cmdline; exit 7'
     code, out, err = start("/bin/sh", "sh", "-c", script, "zero", "one", "two words", A="b")
     first, second = out.decode().split("\n")
     assert (code, first, err) == (7, "zero|one|two words|b|2", b"")
-    assert second.startswith("tr|")
+    assert second == f"sh|-c|{script}|zero|one|two words|"
 
 
 @needs_launcher
@@ -84,9 +84,8 @@ def test_the_launcher_can_not_be_written_to() -> None:
 @pytest.mark.skipif(not shutil.which("as") or os.uname().machine != "x86_64", reason="needs the GNU assembler")
 def test_the_code_is_what_its_listing_says(tmp_path: Path) -> None:
     """Assembled again, it is the same."""
-    source = ".intel_syntax noprefix\n" + "".join(
-        f"{text.replace(': ', ':' + chr(10))}\n" for _, text in launcher.X86_64
-    )
+    lines = [text.replace(": ", ":\n") for _, text in launcher.X86_64]
+    source = "\n".join([".intel_syntax noprefix", *lines, ""])
     (tmp_path / "code.s").write_text(source)
     subprocess.run(["as", "code.s", "-o", "code.o"], cwd=tmp_path, check=True)
     subprocess.run(["objcopy", "-O", "binary", "-j", ".text", "code.o", "code.bin"], cwd=tmp_path, check=True)
@@ -116,6 +115,7 @@ def spec(**change: Any) -> Any:
         ({"hooks__startContainer": [{"path": "/x"}]}, False),
         ({"hooks__createContainer": [{"path": "/x"}]}, True),
         ({"process__apparmorProfile": "x"}, False),
+        ({"process__capabilities": {"bounding": ["CAP_SYS_PTRACE"]}}, False),
         ({"process__selinuxLabel": "x"}, False),
         ({"linux__seccomp": {"defaultAction": "SCMP_ACT_ALLOW"}}, True),
         ({"linux__seccomp": {"defaultAction": "SCMP_ACT_ERRNO"}}, False),
