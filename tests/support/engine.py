@@ -191,10 +191,37 @@ class Engine:
         for daemon in (self.dockerd, self.containerd):
             if daemon.process is not None:
                 daemon.stop()
-        stop_template(self.directory / "c" / "io.gantry.shim.template.v1" / "runc-v2.sock", self.env)
+        for state in (self.directory / "c", self.directory / "d" / "containerd"):
+            stop_template(state / "io.gantry.shim.template.v1" / "runc-v2.sock", self.env)
         subprocess.run(self.network_removal, env=self.env, check=True, capture_output=True)
         unmount_below(self.directory)
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class LoneEngine(Engine):
+    """dockerd as the only command: it starts a containerd of its own."""
+
+    def __init__(self, directory: Path, token: str) -> None:
+        super().__init__(directory, token)
+        at = self.dockerd.argv.index("--containerd")
+        del self.dockerd.argv[at : at + 2]
+        self.containerd.log.touch()
+
+    def start(self) -> None:
+        """Start dockerd."""
+        self.dockerd.start()
+
+    def containerd_pids(self) -> list[int]:
+        """The containerd processes of this engine."""
+        found = subprocess.run(
+            ["pgrep", "-f", f"containerd .*--root {self.directory}"], capture_output=True, check=False
+        )
+        return [int(line) for line in found.stdout.split()]
+
+    def close(self) -> None:
+        """As for any engine; its containerd ends with it."""
+        super().close()
+        await_true(lambda: not self.containerd_pids(), "its containerd does not end")
 
 
 class ExistingEngine(Engine):
