@@ -5,9 +5,9 @@ A process of the container can reach the program of a process that enters it, by
 
 - The process that enters is not dumpable: only who may trace any process of the host can follow those links.
 - Nothing may be gained by following them: the interpreter is one that runs from a read-only, detached copy of its
-  mount, which no process can open for writing or remount. A template that other processes are forked from calls
-  `ensure` before it loads anything else; its children are protected at no cost. A call that is started cold executes
-  itself once again through such a copy.
+  mount, which no process can open for writing or remount (`gantry.linux.executable`). A template that other processes
+  are forked from starts itself that way, and its children are protected at no cost. A call that is started cold
+  executes itself once again through such a copy.
 - A cold `create` or `run` of a container with a pid namespace of its own is spared that: nobody else is in there
   while init runs, and it starts the program with a launcher (see there), not from its own program.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import sys
 
+from gantry.linux import executable
 from gantry.linux import process as linux_process
 from runc import launcher
 
@@ -28,37 +29,22 @@ _ALLOW = "SCMP_ACT_ALLOW"
 _PATHS_VARIABLE = "_GANTRY_RUNC_PATHS"
 
 
-def is_protected() -> bool:
-    """Can this process's program not be opened for writing through /proc?"""
-    return linux_process.executable_is_readonly()
-
-
 def ensure() -> None:
     """Come back protected: at once, or as a new start of this program with the same arguments.
 
-    Without the right to mount (rootless) nothing is done: the interpreter belongs to another user then anyway.
+    Where that is not possible (without the right to mount, or with a kernel before 5.12) nothing is done: the process
+    is still not dumpable, and without root's rights the interpreter belongs to another user anyway.
     """
-    if is_protected() or os.geteuid() != 0:
-        return
-    from gantry.linux import mount as linux_mount
-
-    program = os.path.realpath("/proc/self/exe")
-    try:
-        fd = linux_mount.clone_readonly(program)
-    except OSError:
-        # A kernel before 5.12, or a sandbox that takes the right to mount away: dumpable is still cleared.
-        return
     environment = dict(os.environ)
     environment[_PATHS_VARIABLE] = ":".join(path for path in sys.path if path)
     bootstrap = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_restart.py")
     # Isolated and without site: what the second start needs is told to it.
-    argv = [sys.executable, "-I", "-S", bootstrap, *sys.argv[1:]]
-    os.execve(linux_path(fd), argv, environment)  # noqa: S606
+    executable.restart_readonly([sys.executable, "-I", "-S", bootstrap, *sys.argv[1:]], environment)
 
 
 def launcher_or_restart(spec: Spec) -> int:
     """For a new container: protected already (-1), or a launcher's descriptor where that is enough, or a new start."""
-    if is_protected():
+    if linux_process.executable_is_readonly():
         return -1
     if launcher_suffices(spec):
         fd = launcher.create()
@@ -97,8 +83,3 @@ def _allows_execveat(profile: Seccomp | None) -> bool:
     if not rules:
         return profile["defaultAction"] == _ALLOW
     return all(rule["action"] == _ALLOW and not rule.get("args") for rule in rules)
-
-
-def linux_path(fd: int) -> str:
-    """The path by which a descriptor's file is executed; it is closed by doing so."""
-    return f"/proc/self/fd/{fd}"

@@ -146,14 +146,15 @@ def test_main_can_be_called_again_and_again(tmp_path: Path) -> None:
 # fmt: off
 COLD_MODULES = frozenset((
     "__future__", "_ctypes", "_json", "_signal", "_socket", "_struct", "ctypes", "ctypes._endian", "errno", "fcntl",
-    "gantry", "gantry.linux", "gantry.linux.capabilities", "gantry.linux.libc", "gantry.linux.mount",
-    "gantry.linux.namespaces", "gantry.linux.path", "gantry.linux.process", "gantry.linux.unix", "gc", "runc",
-    "runc.cgroups", "runc.cgroups.control", "runc.cgroups.devices", "runc.cgroups.hierarchy",
-    "runc.cgroups.resources", "runc.cli", "runc.commands", "runc.commands.create", "runc.commands.run",
-    "runc.console", "runc.copying", "runc.creation", "runc.deletion", "runc.devices", "runc.errors", "runc.flags",
-    "runc.foreground", "runc.hooks", "runc.init", "runc.job", "runc.jsontext", "runc.keyring", "runc.launcher",
-    "runc.logs", "runc.messages", "runc.mounts", "runc.namespaces", "runc.process", "runc.protection",
-    "runc.rootfs", "runc.security", "runc.spec", "runc.starting", "runc.state", "select", "struct", "types"
+    "gantry", "gantry.linux", "gantry.linux.capabilities", "gantry.linux.executable", "gantry.linux.libc",
+    "gantry.linux.mount", "gantry.linux.namespaces", "gantry.linux.path", "gantry.linux.process",
+    "gantry.linux.unix", "gc", "runc", "runc.cgroups", "runc.cgroups.control", "runc.cgroups.devices",
+    "runc.cgroups.hierarchy", "runc.cgroups.resources", "runc.cli", "runc.commands", "runc.commands.create",
+    "runc.commands.run", "runc.console", "runc.copying", "runc.creation", "runc.deletion", "runc.devices",
+    "runc.errors", "runc.flags", "runc.foreground", "runc.hooks", "runc.init", "runc.job", "runc.jsontext",
+    "runc.keyring", "runc.launcher", "runc.logs", "runc.messages", "runc.mounts", "runc.namespaces", "runc.process",
+    "runc.protection", "runc.rootfs", "runc.security", "runc.spec", "runc.starting", "runc.state", "select",
+    "struct", "types"
 ))
 # fmt: on
 """All that `runc run` may import. What is added here is paid for by every cold start: weigh it."""
