@@ -21,7 +21,7 @@ except OSError as error:
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_a_restarted_program_can_not_be_changed() -> None:
-    """It runs once more with the arguments given, finds its library, and its file can not be changed by way of /proc."""
+    """It runs once more with the arguments given, finds its library; by way of /proc its file can not be changed."""
     env = os.environ | {"SCRIPT": SCRIPT}
     done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [f"True ['again'] {sys.prefix}", "Read-only file system"]
