@@ -213,6 +213,14 @@ def test_damaged_archives_are_refused(name: str, step: int) -> None:
         parse(HOSTILE[name], step)
 
 
+@pytest.mark.parametrize("kind", [b"x", b"L", b"K"])
+def test_a_huge_extension_is_refused_before_it_is_read(kind: bytes) -> None:
+    """Its header is enough: nothing of the payload is kept in memory."""
+    reader = TarReader()
+    with pytest.raises(InvalidArchive, match="extended header of"):
+        list(reader.feed(header(Member(b"p", kind, size=MAX_EXTENDED + 1))))
+
+
 def test_trailing_data_is_ignored() -> None:
     """What follows the end mark is none of the reader's business."""
     assert len(parse(header(Member(b"a")) + END + b"junk" * 1000)) == 1

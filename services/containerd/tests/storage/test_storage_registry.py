@@ -190,6 +190,7 @@ def test_a_wrong_digest_is_found_out(world: Any, fake: FakeRegistry) -> None:
     text = str(raised.value)
     assert text.startswith(f'failed commit on ref "layer-{layer}": unexpected commit digest sha256:')
     assert text.endswith(f", expected {layer}: failed precondition")
+    assert f"layer-{layer}" not in [status.ref for status in world.content.statuses(world.scope)]
     assert_nothing_is_left(world)
 
 

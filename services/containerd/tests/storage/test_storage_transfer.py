@@ -222,6 +222,7 @@ def test_archives_that_are_none(world: Any, image: Any, helpers: Any) -> None:
         world.collector.collect()
         assert world.files() == [], message
         assert world.content.statuses(world.scope) == [], message
+        assert world.content.locked() == set(), message
 
 
 def test_links_between_layers_are_followed_but_not_for_ever(world: Any, image: Any, helpers: Any) -> None:

@@ -99,7 +99,8 @@ class Writer:
             if not self._shared:
                 with _disk_errors(self.ref):
                     os.fdatasync(self._descriptor)
-            exists = self._publish(digest, labels)
+            with _disk_errors(self.ref):
+                exists = self._publish(digest, labels)
         finally:
             self.close()
         if exists:
