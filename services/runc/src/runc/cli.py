@@ -103,12 +103,26 @@ def main() -> NoReturn:
     # process forked from a template it would touch, and so copy, every page.
     collecting = gc.isenabled()
     gc.disable()
+    _open_streams()
+    directory = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         code = _call(sys.argv[1:])
     finally:
+        os.fchdir(directory)
+        os.close(directory)
         if collecting:
             gc.enable()
     raise SystemExit(code)
+
+
+def _open_streams() -> None:
+    """Have something at the standard streams: else a descriptor of ours would take their place, and be passed on."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open("/dev/null", os.O_RDWR)
+            os.set_inheritable(fd, True)
 
 
 def _call(argv: list[str]) -> int:
@@ -153,6 +167,8 @@ def _context(options: flags.Options) -> Context:
     rootless = options.text("rootless", "auto")
     if rootless not in ("auto", "true", "false"):
         raise RuntimeFailure(f'invalid value "{rootless}" for --rootless: expected true, false or auto')
+    if rootless == "true":
+        raise RuntimeFailure("--rootless=true is not supported: this runtime needs root")
     log = Log(options.text("log"), form, options.has("debug"))
     log.open_check()
     if options.has("systemd-cgroup"):

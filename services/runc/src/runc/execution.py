@@ -161,7 +161,10 @@ def run(job: ExecJob, channel: Channel, pidfd: int) -> NoReturn:
 
 
 def _run(job: ExecJob, channel: Channel, pidfd: int) -> None:
-    init.seal()
+    keep = {channel.fileno(), pidfd, *job.joining.descriptors, *range(3, 3 + job.preserved)}
+    if job.console is not None:
+        keep.add(job.console.fileno())
+    init.seal(keep)
     linux_process.set_name("runc:[2:EXEC]")
     job.joining.enter()
     channel.wait_go()

@@ -184,9 +184,7 @@ class Foreground:
         """Carry one piece; False when the source has ended, or nobody takes it any more."""
         try:
             piece = os.read(source, _PIECE)
-            left = piece
-            while left:
-                left = left[os.write(self._routes[source], left) :]
+            _write_all(self._routes[source], piece)
         except OSError as error:
             if error.errno in (errno.EPIPE, errno.EIO):  # EIO: the last slave of a terminal was closed
                 return False
@@ -208,3 +206,14 @@ class Foreground:
             while poll.poll(0) and self._pump(source):
                 continue
             poll.unregister(source)
+
+
+def _write_all(fd: int, piece: bytes) -> None:
+    """Write everything, to a descriptor that may not block as well: it is shared with whoever made it so."""
+    while piece:
+        try:
+            piece = piece[os.write(fd, piece) :]
+        except BlockingIOError:
+            poll = select.poll()
+            poll.register(fd, select.POLLOUT)
+            poll.poll()

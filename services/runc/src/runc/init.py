@@ -54,18 +54,21 @@ def give_up(channel: Channel, text: str) -> NoReturn:
         os._exit(1)
 
 
-def seal() -> None:
-    """Load no code from here on: the paths of Python's modules will mean the container's files.
+def seal(keep: set[int]) -> None:
+    """Give up what a container must not come by: other descriptors than those to keep, and loading code.
 
-    What is built into the interpreter, or was imported before, is all that this process can use.
+    Descriptors of the host, of whoever called us in a forked process, would be open as long as a created container
+    waits. And the paths of Python's modules will mean the container's files: what is built into the interpreter, or was
+    imported before, is all that this process can use.
     """
     gc.disable()
+    linux_process.close_from(3, tuple(keep))
     sys.meta_path[:] = [finder for finder in sys.meta_path if getattr(finder, "__module__", "") == "_frozen_importlib"]
     sys.path[:] = []
 
 
 def _run(job: Job, channel: Channel) -> None:
-    seal()
+    seal(_needed(job, channel))
     linux_process.set_name("runc:[2:INIT]")
     job.joining.enter()
     channel.wait_go()
@@ -94,6 +97,15 @@ def _run(job: Job, channel: Channel) -> None:
         process.execute(path, job.process, env, job.preserved, job.launcher_fd)
     except OSError as error:
         raise RuntimeFailure(process.execution_failure(path, error)) from error
+
+
+def _needed(job: Job, channel: Channel) -> set[int]:
+    fds = {channel.fileno(), job.fifo_fd, job.launcher_fd, *job.joining.descriptors, *job.source_trees.values()}
+    if not job.namespaces.needs_middle:
+        fds.update(job.opened_namespaces.values())
+    if job.console is not None:
+        fds.add(job.console.fileno())
+    return fds.union(range(3, 3 + job.preserved))
 
 
 def _build(job: Job, channel: Channel) -> int:

@@ -12,92 +12,105 @@ from runc.errors import RuntimeFailure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
-    from gantry.oci.runtime import Process, Spec
+    from gantry.oci.runtime import Process, Resources, Spec
 
 CONFIG_FILE = "config.json"
 MAX_SIZE = 16 << 20
 NAMESPACE_TYPES = ("pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time")
 HOOK_KINDS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 
-# What must hold of the shape: path in the document, type. `[]` is each item of a list. What a path goes through is
-# listed before it, so that a step may rely on the type of the one above.
-_SHAPE: tuple[tuple[str, type], ...] = (
-    ("root", dict),
-    ("root.path", str),
-    ("mounts", list),
-    ("mounts[]", dict),
-    ("mounts[].destination", str),
-    ("mounts[].type", str),
-    ("mounts[].source", str),
-    ("mounts[].options", list),
-    ("mounts[].options[]", str),
-    ("hostname", str),
-    ("domainname", str),
-    ("annotations", dict),
-    ("hooks", dict),
-    ("process", dict),
-    ("linux", dict),
-    ("linux.namespaces", list),
-    ("linux.namespaces[]", dict),
-    ("linux.namespaces[].type", str),
-    ("linux.namespaces[].path", str),
-    ("linux.uidMappings", list),
-    ("linux.uidMappings[]", dict),
-    ("linux.gidMappings", list),
-    ("linux.gidMappings[]", dict),
-    ("linux.devices", list),
-    ("linux.devices[]", dict),
-    ("linux.devices[].path", str),
-    ("linux.devices[].type", str),
-    ("linux.resources", dict),
-    ("linux.resources.devices", list),
-    ("linux.resources.devices[]", dict),
-    ("linux.resources.memory", dict),
-    ("linux.resources.cpu", dict),
-    ("linux.resources.pids", dict),
-    ("linux.resources.blockIO", dict),
-    ("linux.resources.hugepageLimits", list),
-    ("linux.resources.unified", dict),
-    ("linux.cgroupsPath", str),
-    ("linux.sysctl", dict),
-    ("linux.maskedPaths", list),
-    ("linux.maskedPaths[]", str),
-    ("linux.readonlyPaths", list),
-    ("linux.readonlyPaths[]", str),
-    ("linux.rootfsPropagation", str),
-    ("linux.seccomp", dict),
-    ("linux.seccomp.defaultAction", str),
-    ("linux.seccomp.syscalls", list),
-    ("linux.seccomp.syscalls[]", dict),
-    ("linux.timeOffsets", dict),
-    ("linux.personality", dict),
+# What must hold of the shape, one line a type: paths in the document. `[]` is each item of a list, `*` each value of an
+# object, `!` behind a path that must be there when what holds it is. What a path goes through is listed before it, so
+# that a step may rely on the type of the one above.
+_PROCESS_SHAPE: tuple[tuple[type, str], ...] = (
+    (list, "args env rlimits"),
+    (str, "args[] env[] cwd apparmorProfile selinuxLabel"),
+    (dict, "user capabilities consoleSize rlimits[]"),
+    (int, "user.uid user.gid user.umask oomScoreAdj consoleSize.height consoleSize.width"),
+    (list, "user.additionalGids capabilities.*"),
+    (int, "user.additionalGids[] rlimits[].hard! rlimits[].soft!"),
+    (str, "capabilities.*[] rlimits[].type!"),
+    (bool, "terminal noNewPrivileges"),
 )
 
-_PROCESS_SHAPE: tuple[tuple[str, type], ...] = (
-    ("args", list),
-    ("args[]", str),
-    ("env", list),
-    ("env[]", str),
-    ("cwd", str),
-    ("user", dict),
-    ("user.uid", int),
-    ("user.gid", int),
-    ("user.umask", int),
-    ("user.additionalGids", list),
-    ("user.additionalGids[]", int),
-    ("capabilities", dict),
-    ("rlimits", list),
-    ("rlimits[]", dict),
-    ("rlimits[].type", str),
-    ("rlimits[].hard", int),
-    ("rlimits[].soft", int),
-    ("oomScoreAdj", int),
-    ("apparmorProfile", str),
-    ("selinuxLabel", str),
-    ("consoleSize", dict),
+_RESOURCES_SHAPE: tuple[tuple[type, str], ...] = (
+    (dict, "memory cpu pids blockIO network rdma unified"),
+    (list, "devices hugepageLimits network.priorities"),
+    (dict, "devices[] hugepageLimits[] network.priorities[] rdma.*"),
+    (bool, "devices[].allow!"),
+    (str, "devices[].type devices[].access unified.* network.priorities[].name! hugepageLimits[].pageSize!"),
+    (int, "devices[].major devices[].minor hugepageLimits[].limit! network.priorities[].priority! network.classID"),
+    (int, "memory.limit memory.swap memory.reservation memory.kernel memory.kernelTCP memory.swappiness"),
+    (int, "cpu.shares cpu.quota cpu.period cpu.burst cpu.realtimeRuntime cpu.realtimePeriod cpu.idle pids.limit"),
+    (str, "cpu.cpus cpu.mems"),
+    (int, "rdma.*.hcaHandles rdma.*.hcaObjects blockIO.weight blockIO.leafWeight"),
+    (list, "blockIO.weightDevice blockIO.throttleReadBpsDevice blockIO.throttleWriteBpsDevice"),
+    (list, "blockIO.throttleReadIOPSDevice blockIO.throttleWriteIOPSDevice"),
+    (dict, "blockIO.weightDevice[] blockIO.throttleReadBpsDevice[] blockIO.throttleWriteBpsDevice[]"),
+    (dict, "blockIO.throttleReadIOPSDevice[] blockIO.throttleWriteIOPSDevice[]"),
+    (int, "blockIO.weightDevice[].major! blockIO.weightDevice[].minor!"),
+    (int, "blockIO.weightDevice[].weight blockIO.weightDevice[].leafWeight"),
+    *(
+        (int, f"blockIO.{kind}[].major! blockIO.{kind}[].minor! blockIO.{kind}[].rate!")
+        for kind in (
+            "throttleReadBpsDevice",
+            "throttleWriteBpsDevice",
+            "throttleReadIOPSDevice",
+            "throttleWriteIOPSDevice",
+        )
+    ),
 )
+
+_SHAPE: tuple[tuple[type, str], ...] = (
+    (dict, "root process linux hooks annotations"),
+    (list, "mounts hooks.*"),
+    (dict, "mounts[] hooks.*[]"),
+    (str, "root.path hostname domainname annotations.* mounts[].destination! mounts[].type mounts[].source"),
+    (bool, "root.readonly"),
+    (list, "mounts[].options mounts[].uidMappings mounts[].gidMappings hooks.*[].args hooks.*[].env"),
+    (str, "mounts[].options[] hooks.*[].path! hooks.*[].args[] hooks.*[].env[]"),
+    (int, "hooks.*[].timeout"),
+    (dict, "mounts[].uidMappings[] mounts[].gidMappings[]"),
+    (dict, "linux.resources linux.sysctl linux.seccomp linux.timeOffsets linux.personality"),
+    (list, "linux.namespaces linux.uidMappings linux.gidMappings linux.devices linux.maskedPaths linux.readonlyPaths"),
+    (dict, "linux.namespaces[] linux.uidMappings[] linux.gidMappings[] linux.devices[] linux.timeOffsets.*"),
+    (str, "linux.namespaces[].type! linux.namespaces[].path linux.cgroupsPath linux.rootfsPropagation"),
+    (str, "linux.maskedPaths[] linux.readonlyPaths[] linux.mountLabel linux.sysctl.* linux.personality.domain!"),
+    (str, "linux.devices[].path! linux.devices[].type!"),
+    (
+        int,
+        "linux.devices[].major linux.devices[].minor linux.devices[].fileMode linux.devices[].uid linux.devices[].gid",
+    ),
+    *(
+        (int, f"{holder}[].containerID! {holder}[].hostID! {holder}[].size!")
+        for holder in (
+            "linux.uidMappings",
+            "linux.gidMappings",
+            "mounts[].uidMappings",
+            "mounts[].gidMappings",
+        )
+    ),
+    (int, "linux.timeOffsets.*.secs linux.timeOffsets.*.nanosecs"),
+    (list, "linux.personality.flags linux.seccomp.syscalls linux.seccomp.architectures linux.seccomp.flags"),
+    (
+        str,
+        "linux.seccomp.defaultAction! linux.seccomp.architectures[] linux.seccomp.flags[] linux.seccomp.listenerPath",
+    ),
+    (int, "linux.seccomp.defaultErrnoRet"),
+    (dict, "linux.seccomp.syscalls[]"),
+    (list, "linux.seccomp.syscalls[].names! linux.seccomp.syscalls[].args"),
+    (str, "linux.seccomp.syscalls[].names[] linux.seccomp.syscalls[].action!"),
+    (int, "linux.seccomp.syscalls[].errnoRet"),
+    (dict, "linux.seccomp.syscalls[].args[]"),
+    (int, "linux.seccomp.syscalls[].args[].index! linux.seccomp.syscalls[].args[].value!"),
+    (int, "linux.seccomp.syscalls[].args[].valueTwo"),
+    (str, "linux.seccomp.syscalls[].args[].op!"),
+)
+
+_NAMES = {str: "a string", int: "a number", dict: "an object", list: "a list", bool: "true or false"}
 
 
 def load(bundle: str) -> Spec:
@@ -110,6 +123,8 @@ def load(bundle: str) -> Spec:
         raise RuntimeFailure(f"JSON specification file {path} not found") from None
     if len(text) > MAX_SIZE:
         raise RuntimeFailure(f"{path}: more than {MAX_SIZE} bytes")
+    if b"\\u0000" in text:
+        raise RuntimeFailure(f"{path}: null bytes in texts can not be passed to the kernel")
     try:
         value = jsontext.loads(text)
     except ValueError as error:
@@ -122,12 +137,12 @@ def validate(value: Any) -> Spec:
     if not isinstance(value, dict):
         raise RuntimeFailure("config.json: not a JSON object")
     drop_nulls(value)
-    for path, kind in _SHAPE:
-        _check(value, path, kind)
+    _check_shape(value, _SHAPE)
     if "root" not in value or not value["root"].get("path"):
         raise RuntimeFailure("root.path must be specified")
     if "linux" not in value:
         raise RuntimeFailure("linux must be specified: this runtime makes Linux containers only")
+    validate_resources(value["linux"].get("resources", {}))
     process = value.get("process")
     if process is None:
         raise RuntimeFailure("process property must not be empty")
@@ -145,8 +160,7 @@ def validate_process(process: Any) -> Process:
     if not isinstance(process, dict):
         raise RuntimeFailure("process: not a JSON object")
     drop_nulls(process)
-    for path, kind in _PROCESS_SHAPE:
-        _check(process, path, kind, "process.")
+    _check_shape(process, _PROCESS_SHAPE, "process.")
     if not process.get("cwd"):
         raise RuntimeFailure("Cwd property must not be empty")
     if not process["cwd"].startswith("/"):
@@ -176,22 +190,49 @@ def drop_nulls(value: dict[str, Any]) -> None:
                     drop_nulls(entry)
 
 
-_NAMES = {str: "a string", int: "a number", dict: "an object", list: "a list"}
+def _check_shape(value: dict[str, Any], shape: tuple[tuple[type, str], ...], where: str = "") -> None:
+    """Raises RuntimeFailure naming the first place that is missing or of a wrong type."""
+    for kind, paths in shape:
+        for text in paths.split():
+            path = text.removesuffix("!")
+            above, _, last = path.rpartition(".")
+            holders = _find(value, above) if above else [value]
+            name = last.removesuffix("[]")
+            if text is not path and any(name not in holder for holder in holders):
+                raise RuntimeFailure(f"config.json: {where}{path}: must be given")
+            for holder in holders:
+                for item in _step(holder, last):
+                    if not isinstance(item, kind) or (kind is int and isinstance(item, bool)):
+                        shown = jsontext.dumps(item)[:80]
+                        raise RuntimeFailure(f"config.json: {where}{path}: expected {_NAMES[kind]}, got {shown}")
 
 
-def _check(value: dict[str, Any], path: str, kind: type, where: str = "") -> None:
-    items: list[Any] = [value]
+def _find(value: dict[str, Any], path: str) -> list[Any]:
+    found: list[Any] = [value]
     for step in path.split("."):
-        name = step.removesuffix("[]")
-        items = [item[name] for item in items if name in item]
-        if not items:
-            return
-        if name is not step:
-            items = [entry for item in items for entry in item]
-    for item in items:
-        if not isinstance(item, kind) or (kind is int and isinstance(item, bool)):
-            shown = jsontext.dumps(item)[:80]
-            raise RuntimeFailure(f"config.json: {where}{path}: expected {_NAMES[kind]}, got {shown}")
+        found = [item for holder in found for item in _step(holder, step)]
+    return found
+
+
+def _step(holder: dict[str, Any], step: str) -> Iterable[Any]:
+    name = step.removesuffix("[]")
+    if name == "*":
+        entries: Any = holder.values()
+    elif name in holder:
+        entries = (holder[name],)
+    else:
+        return ()
+    return entries if name == step else [item for entry in entries for item in entry]
+
+
+def validate_resources(value: Any) -> Resources:
+    """Check the `linux.resources` of a configuration, or of `update`. Raises RuntimeFailure."""
+    if not isinstance(value, dict):
+        raise RuntimeFailure("resources: not a JSON object")
+    drop_nulls(value)
+    _check_shape(value, _RESOURCES_SHAPE, "linux.resources.")
+    resources: Resources = value  # type: ignore[assignment]
+    return resources
 
 
 def _check_version(spec: Spec) -> None:
@@ -223,10 +264,6 @@ def _check_namespaces(spec: Spec) -> None:
         raise RuntimeFailure("user namespaces enabled, but no gid mappings found")
     if "user" not in kinds and (linux.get("uidMappings") or linux.get("gidMappings")):
         raise RuntimeFailure("user namespace mappings specified, but user namespace isn't enabled in the config")
-    for mapping in [*linux.get("uidMappings", []), *linux.get("gidMappings", [])]:
-        for field in ("containerID", "hostID", "size"):
-            if not isinstance(mapping.get(field), int):
-                raise RuntimeFailure(f"config.json: linux.uidMappings, gidMappings: {field} must be a number")
     if linux.get("timeOffsets") and ("time" not in kinds or kinds["time"]):
         raise RuntimeFailure("time namespace offsets specified, but time namespace isn't enabled in the config")
     _check_sysctls(linux.get("sysctl", {}), kinds, spec.get("hostname", ""))
@@ -248,10 +285,8 @@ _IPC_SYSCTLS = frozenset(
 
 def _check_sysctls(sysctls: dict[str, str], kinds: dict[str, str], hostname: str) -> None:
     """Only what a namespace of the container's own holds may be changed: the rest is the machine's."""
-    for name, value in sysctls.items():
+    for name in sysctls:
         key = name.replace("/", ".")
-        if not isinstance(value, str):
-            raise RuntimeFailure(f"config.json: linux.sysctl.{name}: expected a string")
         if ".." in key or key.startswith("."):
             raise RuntimeFailure(f"sysctl {name!r} is no name of a kernel parameter")
         if key in _IPC_SYSCTLS or key.startswith("fs.mqueue."):
@@ -284,11 +319,10 @@ def _check_hooks(spec: Spec) -> None:
     hooks: Any = spec.get("hooks", {})
     for kind in HOOK_KINDS:
         for index, hook in enumerate(hooks.get(kind) or []):
-            path = hook.get("path") if isinstance(hook, dict) else None
-            if not isinstance(path, str) or not path.startswith("/"):
+            if not hook["path"].startswith("/"):
                 raise RuntimeFailure(f"{kind} hook #{index}: path must be an absolute path")
             timeout = hook.get("timeout")
-            if timeout is not None and (not isinstance(timeout, int) or timeout <= 0):
+            if timeout is not None and timeout <= 0:
                 raise RuntimeFailure(f"{kind} hook #{index}: timeout must be greater than zero")
 
 

@@ -8,6 +8,7 @@ import select
 import socket
 import stat
 import subprocess
+import sys
 import termios
 from pathlib import Path
 
@@ -547,3 +548,45 @@ def test_a_created_init_holds_nothing_of_the_host(runtime) -> None:
     assert all(link.endswith("/fd") for link in others), links
     assert stat.S_ISDIR(os.stat(f"/proc/{pid}/root/bin").st_mode)
     assert not os.path.exists(f"/proc/{pid}/root{runtime.bundle.path}")
+
+
+@pytest.mark.usefixtures("ours_only")
+def test_a_forked_caller_s_descriptors_do_not_stay_in_the_container(runtime, tmp_path: Path) -> None:
+    """A process that called preload() and forks for each call, as a shim does: no secret of its own reaches init."""
+    (tmp_path / "secret").write_text("")
+    runtime.bundle.write("sleep", "100")
+    script = (
+        "import os, sys, runc\n"
+        "runc.preload()\n"
+        "from runc.cli import main\n"
+        "secret = os.open(os.environ['SECRET'], os.O_RDONLY)\n"
+        "for call in (['create', os.environ['ID']], ['start', os.environ['ID']], ['state', 'none']):\n"
+        "    pid = os.fork()\n"
+        "    if pid == 0:\n"
+        "        sys.argv = ['runc', '--root', os.environ['ROOT'], *call]\n"
+        "        try:\n"
+        "            main()\n"
+        "        except SystemExit as end:\n"
+        "            os._exit(end.code)\n"
+        "    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
+        "    if call[0] == 'create':\n"
+        "        init = open(os.environ['ROOT'] + '/' + os.environ['ID'] + '/state.json').read()\n"
+        "        pid = init.partition('init_process_pid\":')[2].partition(',')[0]\n"
+        "        print([os.readlink(f'/proc/{pid}/fd/{fd}') for fd in os.listdir(f'/proc/{pid}/fd')])\n"
+    )
+    environment = os.environ | {"SECRET": str(tmp_path / "secret"), "ROOT": str(runtime.root), "ID": runtime.id}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=runtime.bundle.path,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=(tmp_path / "out").open("w"),
+        stderr=subprocess.DEVNULL,
+        check=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    lines = (tmp_path / "out").read_text().splitlines()
+    assert [lines[0], *lines[2:]] == ["0", "0", "1"]
+    assert "secret" not in lines[1]
+    assert "exec.fifo" in lines[1]

@@ -159,6 +159,11 @@ class Joining:
                 f"unable to apply cgroup configuration: open {error.filename}: {system_text(error)}"
             ) from error
 
+    @property
+    def descriptors(self) -> list[int]:
+        """The files that the child needs."""
+        return [fd for _, fd in self.tasks]
+
     def fork(self, flags: int = 0) -> int:
         """Fork into new namespaces and into the v2 group."""
         try:
@@ -180,7 +185,7 @@ class Joining:
                 raise RuntimeFailure(
                     f"unable to apply cgroup configuration: write {directory}/tasks: {system_text(error)}"
                 ) from error
-        self.close()
+            os.close(fd)
 
     def parent_moves(self, pid: int, fallback: str = "") -> None:
         """In the parent: move the child where `fork` could not put it. Raises RuntimeFailure."""

@@ -127,17 +127,11 @@ def _from_file(path: str) -> Resources:
         value = jsontext.loads(b"".join(pieces))
     except ValueError as error:
         raise RuntimeFailure(f"resources: not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise RuntimeFailure("resources: not a JSON object")
-    specification.drop_nulls(value)
-    for section in ("memory", "cpu", "pids", "blockIO", "unified"):
-        if not isinstance(value.get(section, {}), dict):
-            raise RuntimeFailure(f"resources.{section}: expected an object")
+    resources = specification.validate_resources(value)
     # Zero means unchanged here: engines send every field.
     for section in ("memory", "cpu", "blockIO"):
         for key in [key for key, item in value.get(section, {}).items() if item in (0, "") and key != "idle"]:
             del value[section][key]
-    resources: Resources = value  # type: ignore[assignment]
     return resources
 
 
