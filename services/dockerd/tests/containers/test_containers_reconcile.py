@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dockerd.containers import Status
+from dockerd.containers import Condition, Status
 from dockerd.containers.model import Container
 from gantry.contracts.containerd.services.tasks.v1 import tasks_pb2
 from gantry.contracts.containerd.types import mount_pb2
@@ -93,6 +93,13 @@ def test_a_container_for_one_run_that_ended_meanwhile_is_removed(world: World) -
     world.service.close()
     world.containerd.end(container_id, 0, tell=False)
     assert world.restart_engine().all() == []
+
+
+def test_a_container_for_one_run_that_did_not_start_is_removed(world: World) -> None:
+    """Its client may wait for that: the engine that was to start it is gone."""
+    container, _ = world.service.create({"Image": "busybox", "HostConfig": {"AutoRemove": True}}, "c1")
+    assert world.restart_engine().all() == []
+    assert world.streams.answers == [(container.id, tuple(Condition), 0)]
 
 
 def test_what_has_no_record_is_removed_from_containerd(world: World) -> None:

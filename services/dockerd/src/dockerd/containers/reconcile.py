@@ -142,7 +142,9 @@ class Reconciler:
         if task is not None and not container.state.running:
             _log.info("container %s: a start was not finished, it is undone", handle.id[:12])
             self._starting.tear_down(container)
-        if not handle.removed and container.host_config.auto_remove and state.status is Status.EXITED:
+        # Also one that was never started: its client may have lost this engine during the start, and waits for the end.
+        gone = not handle.removed and state.status in (Status.EXITED, Status.CREATED)
+        if gone and container.host_config.auto_remove:
             self._finish_removal(handle)
 
     def _settle_again(self, handle: Handle, task: _Task | None) -> None:
