@@ -128,8 +128,12 @@ class Shims:
                 await asyncio.wait((finishing,))
             binary = self.binary(resolve_binary(runtime))
             bundle = await asyncio.to_thread(self._bundles.create, namespace, container_id, spec)
+            starting = asyncio.ensure_future(self._start(bundle, binary, options, fork=fork))
             try:
-                shim = await self._start(bundle, binary, options, fork=fork)
+                shim = await asyncio.shield(starting)
+            except asyncio.CancelledError:
+                await asyncio.shield(self._spawn(self._give_up(starting, bundle, binary)))
+                raise
             except BaseException:
                 await asyncio.shield(self._spawn(self._abandon(bundle, binary)))
                 raise
@@ -153,6 +157,15 @@ class Shims:
         shim = Shim(bundle, binary, bootstrap, self._lost)
         await shim.connect(_CONNECT_TIMEOUT)
         return shim
+
+    async def _give_up(self, starting: asyncio.Task[Shim], bundle: Bundle, binary: ShimBinary) -> None:
+        """The caller has gone during a start: a shim that is on its way comes all the same, and is ended then."""
+        try:
+            shim = await starting
+        except (OSError, ContainerdError):
+            await self._abandon(bundle, binary)
+        else:
+            await self.discard(shim, answered=False)
 
     async def _abandon(self, bundle: Bundle, binary: ShimBinary) -> None:
         """Clean up after a shim that may or may not have come to life."""
