@@ -28,7 +28,7 @@ def warm_up() -> None:
 def entry_points(scripts: str) -> list[EntryPoint]:
     """The OCI runtime's entry point, when the runtime that would be run is a Python console script installed here.
 
-    Its module's `preload()` is called if there is one. Anything that goes wrong is logged and means that the binary is
+    The `preload()` of its module, or of the package that this is in, is called if there is one. Anything that goes wrong is logged and means that the binary is
     executed instead.
     """
     try:
@@ -37,10 +37,11 @@ def entry_points(scripts: str) -> list[EntryPoint]:
         if found is None:
             return []
         call = found.load()
-        module = sys.modules[found.module]
-        prepare = getattr(module, "preload", None)
-        if callable(prepare):
-            prepare()
+        for name in (found.module, found.module.partition(".")[0]):
+            prepare = getattr(sys.modules[name], "preload", None)
+            if callable(prepare):
+                prepare()
+                break
     except Exception as error:
         _log.warning("the runtime's code cannot be loaded, its binary will be executed: %s", error)
         return []

@@ -395,7 +395,7 @@ class Template:
         self.sockets = root / "s"
         self.process = subprocess.Popen(
             [OURS, "-address", str(root / "c.sock"), "-socket", self.path, "template"],
-            env={"PATH": os.environ["PATH"]}, stdin=subprocess.DEVNULL,
+            env={"PATH": os.environ["PATH"]}, stdin=subprocess.DEVNULL, stderr=open(root / "template.log", "wb"),
         )  # fmt: skip
         deadline = time.monotonic() + 20
         while True:
@@ -481,10 +481,10 @@ def template(tmp_path_factory):
     """A template process for the whole run; at its end nothing may be parked and nothing left unreaped."""
     running = Template(tmp_path_factory.mktemp("template"))
     yield running
-    assert running.ping().parked == 0
+    parked = running.ping().parked
     children = Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children").read_text()
-    assert children == ""
     running.stop()
+    assert (parked, children) == (0, "")
     assert not os.path.exists(running.path)
 
 
