@@ -143,8 +143,14 @@ class Tasks:
             stderr=io.stderr,
             options=_any(chosen),
         )
+        creating = asyncio.ensure_future(
+            shim.call("Create", request, shim_pb2.CreateTaskResponse, self._limit(timeout))
+        )
         try:
-            response = await shim.call("Create", request, shim_pb2.CreateTaskResponse, self._limit(timeout))
+            response = await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            await asyncio.shield(asyncio.ensure_future(self._discard_created(shim, creating)))
+            raise
         except BaseException as error:
             answered = isinstance(error, ContainerdError) and not isinstance(error, (ShimGone, DeadlineExceeded))
             await asyncio.shield(asyncio.ensure_future(self._shims.discard(shim, answered=answered)))
@@ -154,6 +160,18 @@ class Tasks:
                 raise _prefixed("failed to create shim task", error) from error
             raise
         return response.pid
+
+    async def _discard_created(self, shim: Shim, creating: asyncio.Future[shim_pb2.CreateTaskResponse]) -> None:
+        """The caller has gone: the shim does what it was asked for all the same, and can undo it only after that."""
+        answered = True
+        try:
+            # As long as a shim has for it: one that does not answer is ended as it is.
+            await asyncio.wait_for(creating, self._config.timeout("io.containerd.timeout.shim.shutdown"))
+        except (TimeoutError, ShimGone, DeadlineExceeded):
+            answered = False
+        except ContainerdError:
+            pass  # the shim has undone it
+        await self._shims.discard(shim, answered=answered)
 
     async def start(self, namespace: str, container_id: str, exec_id: str, timeout: float | None) -> int:
         """Run a created process; returns its pid."""
