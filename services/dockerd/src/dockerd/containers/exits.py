@@ -81,7 +81,7 @@ class Exits:
         return True
 
     def _in_background(self, action: Callable[[], None]) -> None:
-        self._parts.background.submit(action)
+        self._parts.in_background(action)
 
     def _restart(self, handle: Handle) -> None:
         handle.restart_timer = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -54,6 +55,11 @@ class Parts:
         """Tell of what happened to a container, with the attributes that every event of it has."""
         base = {**container.labels, "image": container.config.image, "name": container.name}
         self.events.publish("container", action, container.id, base | dict(attributes or {}))
+
+    def in_background(self, action: Callable[[], object]) -> None:
+        """Run ``action`` in a thread of the pool; once the engine goes down, nothing new is begun."""
+        with contextlib.suppress(RuntimeError):  # the pool is closed
+            self.background.submit(action)
 
     def change(self, handle: Handle, **changes: object) -> Container:
         """Give the container a changed state, recorded before it is shown. The caller holds the container."""

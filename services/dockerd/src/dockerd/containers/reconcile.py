@@ -32,6 +32,9 @@ _log = logging.getLogger(__name__)
 # What the real engine gives to a container whose end nobody saw.
 _UNKNOWN_EXIT = 255
 
+# Seconds. By then containerd has finished what an engine that was killed had asked for.
+_SECOND_LOOK = 60.0
+
 
 @dataclass(frozen=True)
 class _Task:
@@ -82,6 +85,10 @@ class Reconciler:
         for handle in self._parts.registry.all():
             handle.submit(partial(self._adopt_one, handle, tasks.get(handle.id)))
         self._remove_strangers()
+        # A call of the last engine's may reach containerd after its end.
+        self._parts.reactor.call_later(
+            _SECOND_LOOK, lambda: self._parts.in_background(partial(self._tolerate, self._remove_strangers))
+        )
 
     def resynchronize(self) -> None:
         """Follow up on exits that were not told, after containerd was away."""
@@ -100,7 +107,7 @@ class Reconciler:
                 policy, state.exit_code, state.restart_count, state.stopped_by_user
             )
             if wanted or state.status is Status.RESTARTING:
-                self._parts.background.submit(handle.submit, partial(self._start, handle))
+                self._parts.in_background(partial(handle.submit, partial(self._start, handle)))
 
     def _start(self, handle: Handle) -> None:
         if handle.container.state.running or handle.removed:
@@ -178,21 +185,24 @@ class Reconciler:
 
     def _remove_strangers(self) -> None:
         """Remove what this engine made in containerd and has no record of."""
-        parts = self._parts
+        parts, snapshotter = self._parts, self._parts.config.storage_driver
         mine = f'labels."{OWNER_LABEL}"=="{parts.config.data_root}"'
-        known = {handle.id for handle in parts.registry.all()}
         reply = parts.containerd.containers.List(containers_pb2.ListContainersRequest(filters=[mine]))
-        for entry in reply.containers:
-            if entry.id not in known:
-                _log.info("container %s is in containerd only: it is removed", entry.id[:12])
-                self._tolerate(partial(self._remove_stranger, entry.id))
-        snapshotter = parts.config.storage_driver
         listing = parts.containerd.snapshots.List(
             snapshots_pb2.ListSnapshotsRequest(snapshotter=snapshotter, filters=[mine]), timeout=30
         )
-        for name in [info.name for page in listing for info in page.info if info.name not in known]:
-            request = snapshots_pb2.RemoveSnapshotRequest(snapshotter=snapshotter, key=name)
-            self._tolerate(partial(parts.containerd.snapshots.Remove, request))
+        containers = [entry.id for entry in reply.containers]
+        snapshots = [info.name for page in listing for info in page.info]
+        # Looked up after the lists were taken: a record comes before anything else of its container.
+        known = parts.store.ids()
+        for container_id in containers:
+            if container_id not in known:
+                _log.info("container %s is in containerd only: it is removed", container_id[:12])
+                self._tolerate(partial(self._remove_stranger, container_id))
+        for name in snapshots:
+            if name not in known:
+                request = snapshots_pb2.RemoveSnapshotRequest(snapshotter=snapshotter, key=name)
+                self._tolerate(partial(parts.containerd.snapshots.Remove, request))
 
     def _remove_stranger(self, container_id: str) -> None:
         delete_task(self._parts, container_id)

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -355,7 +356,7 @@ class ContainerService:
 
     def _on_exit_event(self, event: task_events.TaskExit) -> None:
         if event.id != event.container_id:
-            self._parts.background.submit(self._exec_exited, event)
+            self._parts.in_background(partial(self._exec_exited, event))
             return
         handle = self._registry.get(event.container_id)
         if handle is not None:
@@ -364,10 +365,10 @@ class ContainerService:
 
     def in_background(self, action: Callable[[], None]) -> None:
         """Run ``action`` in a thread of the pool."""
-        self._parts.background.submit(action)
+        self._parts.in_background(action)
 
     def _in_background(self, handle: Handle, action: Callable[[], None]) -> None:
-        self._parts.background.submit(handle.submit, action)
+        self._parts.in_background(partial(handle.submit, action))
 
     def _out_of_memory(self, handle: Handle) -> None:
         self._parts.change(handle, oom_killed=True)
@@ -381,4 +382,4 @@ class ContainerService:
 
     def _on_connected(self) -> None:
         if self._adopted.is_set():
-            self._parts.background.submit(self._reconciler.resynchronize)
+            self._parts.in_background(self._reconciler.resynchronize)

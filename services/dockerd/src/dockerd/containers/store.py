@@ -76,6 +76,11 @@ class ContainerStore:
         with self._database.write() as connection:
             connection.execute("DELETE FROM containers WHERE id = ?", (container_id,))
 
+    def ids(self) -> set[str]:
+        """Every container's id, of unfinished ones too."""
+        with self._database.read() as connection:
+            return {row["id"] for row in connection.execute("SELECT id FROM containers")}
+
     def load(self) -> Iterator[tuple[Container, bool]]:
         """Yield every container, and whether it is complete."""
         with self._database.read() as connection:
