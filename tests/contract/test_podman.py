@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -64,6 +65,14 @@ class Podman:
         )
 
 
+def remove_monitor_cgroups() -> None:
+    """podman leaves the empty groups of its monitors."""
+    for name in ("libpod_parent/conmon", "libpod_parent"):
+        for group in Path("/sys/fs/cgroup").glob(f"**/{name}"):
+            with contextlib.suppress(OSError):
+                group.rmdir()
+
+
 @pytest.fixture(params=["ours", "real"])
 def podman(request: pytest.FixtureRequest, machine: str, short_directory: Callable[[], Path]) -> Iterator[Podman]:
     """podman over our runc, and over the real one to prove the test."""
@@ -75,6 +84,7 @@ def podman(request: pytest.FixtureRequest, machine: str, short_directory: Callab
     yield made
     made("rm", "-f", "-a", check=False)
     unmount_below(directory)
+    remove_monitor_cgroups()
 
 
 def test_run(podman: Podman) -> None:

@@ -118,11 +118,13 @@ def test_the_environment_is_exactly_the_configuration_s(runtime) -> None:
 
 def test_signals_are_as_the_kernel_starts_with(runtime) -> None:
     """Nothing ignored, nothing blocked, whatever the runtime is written in."""
+    # glibc's posix_spawn leaves its two internal signals, 32 and 33, ignored in what it starts: a make, for one
+    internal = 3 << 31
     out = runtime.output("grep", "-e", "SigIgn", "-e", "SigBlk", "/proc/self/status")
-    assert [int(line.split()[1], 16) for line in out.splitlines()] == [0, 0]
+    assert [int(line.split()[1], 16) & ~internal for line in out.splitlines()] == [0, 0]
     runtime.detached("sleep", "100")
     out = runtime.exec("grep", "-e", "SigIgn", "-e", "SigBlk", "/proc/self/status").stdout
-    assert [int(line.split()[1], 16) for line in out.splitlines()] == [0, 0]
+    assert [int(line.split()[1], 16) & ~internal for line in out.splitlines()] == [0, 0]
 
 
 PROFILE = {
