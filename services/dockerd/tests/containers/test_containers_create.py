@@ -143,6 +143,22 @@ def test_what_is_not_offered_is_refused_by_name(host: Host, host_config: Mapping
         settle(host, HostConfig=host_config)
 
 
+def test_networks_of_the_users_own_are_refused_by_what_needs_them(host: Host) -> None:
+    """Addresses and aliases; a hardware address is taken, and what clients send anyway asks for nothing."""
+
+    def on(**endpoint: Any) -> Settings:
+        return settle(host, NetworkingConfig={"EndpointsConfig": {"bridge": endpoint}})
+
+    assert on(MacAddress="02:42:00:00:00:01").config.mac_address == "02:42:00:00:00:01"
+    on(IPAMConfig={"IPv4Address": ""}, Links=None, Aliases=[], GwPriority=0)
+    with pytest.raises(errors.InvalidParameter, match="user specified IP address is supported on user defined"):
+        on(IPAMConfig={"IPv4Address": "10.0.0.9"})
+    with pytest.raises(errors.InvalidParameter, match="aliases are only supported for user-defined"):
+        on(Aliases=["web"])
+    with pytest.raises(errors.NotSupported, match="EndpointsConfig.bridge.DriverOpts"):
+        on(DriverOpts={"a": "b"})
+
+
 def test_values_that_ask_for_nothing_are_fine(host: Host) -> None:
     """Clients send every field that they know."""
     neutral = {

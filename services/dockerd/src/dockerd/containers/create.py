@@ -111,6 +111,9 @@ def settle(
     option.
     """
     config = _merge(request.config, image_config)
+    hardware_address = validation.check_endpoints(request.endpoints)
+    if hardware_address and not config.mac_address:
+        config = msgspec.structs.replace(config, mac_address=hardware_address)
     host_config = _with_defaults(request.host_config, settings, host)
     validation.refuse_unsupported(host_config, request.unknown)
     validation.check_config(config, host_config)

@@ -7,7 +7,8 @@ name, what the kernel lacks is dropped with a warning where the real engine does
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import msgspec
 
@@ -19,6 +20,7 @@ from dockerd.containers.model import ContainerConfig, HostConfig, RestartPolicy
 __all__ = [
     "LOG_DRIVERS",
     "check_config",
+    "check_endpoints",
     "check_resources",
     "check_restart_policy",
     "container_mode",
@@ -175,6 +177,28 @@ def check_restart_policy(policy: RestartPolicy, auto_remove: bool) -> None:
         raise errors.InvalidParameter("invalid restart policy: maximum retry count can only be used with 'on-failure'")
     if auto_remove and policy.name not in ("", "no"):
         raise errors.InvalidParameter("can't create 'AutoRemove' container with restart policy")
+
+
+def check_endpoints(endpoints: Mapping[str, Mapping[str, Any]]) -> str:
+    """Refuse what NetworkingConfig asks for beyond this engine's networks; returns the hardware address in it.
+
+    Raises InvalidParameter in the real engine's words for what needs a network of the user's, NotSupported naming others.
+    """
+    if len(endpoints) > 1:
+        raise errors.NotSupported("NetworkingConfig.EndpointsConfig with several networks is not supported")
+    hardware_address = ""
+    for network, settings in endpoints.items():
+        for name, value in settings.items():
+            key = name.lower()
+            if key == "macaddress":
+                hardware_address = str(value or "")
+            elif key == "ipamconfig" and any((value or {}).values()):
+                raise errors.InvalidParameter("user specified IP address is supported on user defined networks only")
+            elif key == "aliases" and value:
+                raise errors.InvalidParameter("network-scoped aliases are only supported for user-defined networks")
+            elif key in ("links", "driveropts", "gwpriority") and value:
+                raise errors.NotSupported(f"NetworkingConfig.EndpointsConfig.{network}.{name} is not supported")
+    return hardware_address
 
 
 def security_options(host_config: HostConfig) -> dict[str, str]:
