@@ -155,7 +155,7 @@ def test_networks_of_the_users_own_are_refused_by_what_needs_them(host: Host) ->
         on(IPAMConfig={"IPv4Address": "10.0.0.9"})
     with pytest.raises(errors.InvalidParameter, match="aliases are only supported for user-defined"):
         on(Aliases=["web"])
-    with pytest.raises(errors.NotSupported, match="EndpointsConfig.bridge.DriverOpts"):
+    with pytest.raises(errors.NotSupported, match=r"EndpointsConfig\.bridge\.DriverOpts"):
         on(DriverOpts={"a": "b"})
 
 

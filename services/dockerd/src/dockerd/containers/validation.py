@@ -182,7 +182,8 @@ def check_restart_policy(policy: RestartPolicy, auto_remove: bool) -> None:
 def check_endpoints(endpoints: Mapping[str, Mapping[str, Any]]) -> str:
     """Refuse what NetworkingConfig asks for beyond this engine's networks; returns the hardware address in it.
 
-    Raises InvalidParameter in the real engine's words for what needs a network of the user's, NotSupported naming others.
+    Raises InvalidParameter in the real engine's words for what needs a network of the user's, NotSupported naming the
+    rest.
     """
     if len(endpoints) > 1:
         raise errors.NotSupported("NetworkingConfig.EndpointsConfig with several networks is not supported")
