@@ -142,6 +142,33 @@ def test_an_exit_during_the_start_is_not_lost(world: World) -> None:
     assert world.events.actions() == ["create", "start", "die"]
 
 
+def test_an_exit_of_an_earlier_process_is_not_news(world: World) -> None:
+    """It is told late, when the container runs again."""
+    container_id = world.run()
+    earlier = world.service.get("c1").state.pid
+    world.service.restart("c1")
+    handle = world.service._registry.find("c1")
+    with handle.exclusive():
+        world.service._exits.handle(handle, earlier, 1, "2026-11-24T06:38:59Z")
+    assert world.service.get("c1").state.status is Status.RUNNING
+    assert world.containerd.live_tasks[container_id].pid == world.service.get("c1").state.pid
+
+
+def test_what_an_end_could_not_take_away_goes_with_the_removal(world: World) -> None:
+    """A task that containerd would not delete."""
+    container_id = world.run()
+    refusing = errors.SystemFailure("busy")
+    delete = world.containerd.tasks.Delete
+    world.containerd.tasks.Delete = lambda request, timeout=None: (_ for _ in ()).throw(refusing)
+    world.containerd.end(container_id, 0)
+    world.events.wait_for("die")
+    world.containerd.tasks.Delete = delete
+    assert container_id in world.containerd.live_tasks
+    world.service.remove("c1")
+    assert not world.containerd.live_tasks
+    assert not world.containerd.records
+
+
 def test_stop_asks_and_then_kills(world: World) -> None:
     """SIGTERM, the time-out, SIGKILL; the events tell both."""
     container_id = world.run()

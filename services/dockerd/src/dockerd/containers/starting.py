@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -314,7 +315,7 @@ def exit_code_of_failure(message: str) -> int:
 
 
 def delete_task(parts: Parts, container_id: str) -> tasks_pb2.DeleteResponse | None:
-    """End and delete the container's task; None when there is none."""
+    """End and delete the container's task; None when there is none. Raises what keeps it from going."""
     tasks = parts.containerd.tasks
     request = tasks_pb2.DeleteTaskRequest(container_id=container_id)
     reply: tasks_pb2.DeleteResponse
@@ -323,11 +324,12 @@ def delete_task(parts: Parts, container_id: str) -> tasks_pb2.DeleteResponse | N
         return reply
     except errors.NotFound:
         return None
-    except errors.EngineError:
-        _log.info("container %s: its task has to be killed before it can be deleted", container_id[:12])
-    try:
+    except errors.EngineError as error:
+        _log.info("container %s: its task is killed before it is deleted: %s", container_id[:12], error)
+    with contextlib.suppress(errors.NotFound):  # of the process: it has ended, the task may be there all the same
         tasks.Kill(tasks_pb2.KillRequest(container_id=container_id, signal=9, all=True))
         tasks.Wait(tasks_pb2.WaitRequest(container_id=container_id), timeout=10)
+    try:
         reply = tasks.Delete(request)
         return reply
     except errors.NotFound:
