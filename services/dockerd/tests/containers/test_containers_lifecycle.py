@@ -134,11 +134,21 @@ def test_a_container_for_one_run_is_removed_after_it(world: World) -> None:
     assert world.streams.answers[-1] == (container_id, tuple(Condition), 4)
 
 
-def test_an_exit_during_the_start_is_not_lost(world: World) -> None:
-    """A process can end before Tasks.Start has answered."""
-    world.containerd.before_start = lambda container_id: world.containerd.end(container_id, 7)
-    world.run()
-    assert world.events.wait_for("die")["exitCode"] == "7"
+def test_an_exit_during_the_start_is_not_lost(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process can end before Tasks.Start has answered: its end is handled right after the start, without being told
+    again."""
+    world.service.create({"Image": "busybox"}, "c1")
+    handle = world.service._registry.find("c1")
+    submit, submitted = handle.submit, threading.Event()
+    monkeypatch.setattr(handle, "submit", lambda action: (submit(action), submitted.set()))
+
+    def end(container_id: str) -> None:
+        world.containerd.end(container_id, 7)
+        assert submitted.wait(TIMEOUT)
+
+    world.containerd.before_start = end
+    world.service.start_container("c1")
+    assert world.service.get("c1").state.exit_code == 7
     assert world.events.actions() == ["create", "start", "die"]
 
 
