@@ -28,8 +28,8 @@ def warm_up() -> None:
 def entry_points(scripts: str) -> list[EntryPoint]:
     """The OCI runtime's entry point, when the runtime that would be run is a Python console script installed here.
 
-    The `preload()` of its module, or of the package that this is in, is called if there is one. Anything that goes wrong is logged and means that the binary is
-    executed instead.
+    The `preload()` of its module, or of the package that this is in, is called if there is one. Anything that goes
+    wrong is logged and means that the binary is executed instead.
     """
     try:
         path = os.path.realpath(find_program(DEFAULT_COMMAND, scripts))

@@ -50,7 +50,7 @@ class Shim:
 
     def __init__(self, parameters: ShimParameters, listener: socket.socket) -> None:
         self._parameters = parameters
-        self._loop = loop = Loop()
+        self.loop = loop = Loop()
         self._reaper = Reaper(loop)
         self._publisher = Publisher(loop, parameters.namespace, parameters.ttrpc_address)
         launcher = Launcher(loop, self._reaper, parameters.scripts, parameters.warm)
@@ -78,17 +78,17 @@ class Shim:
         linux_process.set_child_subreaper()
         self._reaper.on_signal = lambda _number: self._shut_down()
         self._reaper.install((signal.SIGTERM, signal.SIGINT))
-        self._loop.run()
+        self.loop.run()
         self._server.close()
         self._publisher.close()
         self._reaper.close()
-        self._loop.close()
+        self.loop.close()
 
     def _shut_down(self) -> None:
         if not self._stopping:
             self._stopping = True
             # In the next round: the answer to Shutdown goes out first.
-            self._loop.call_soon(lambda: self._loop.background(self._end(), "shutdown"))
+            self.loop.call_soon(lambda: self.loop.background(self._end(), "shutdown"))
 
     async def _end(self) -> None:
         """Goes as soon as containerd has all events, and attached clients and logs all output."""
@@ -101,11 +101,11 @@ class Shim:
             for client in clients:
                 drop(client)
         self._parked.clear()
-        if not await self._loop.within(self._publisher.drained(), _EVENTS_WITHIN):
+        if not await self.loop.within(self._publisher.drained(), _EVENTS_WITHIN):
             _log.error("%d events could not be delivered", self._publisher.pending)
         for hub in list(self._shared.lingering):
-            await self._loop.within(hub.flushed, _READERS_WITHIN)
-        self._loop.stop()
+            await self.loop.within(hub.flushed, _READERS_WITHIN)
+        self.loop.stop()
 
 
 def serve(parameters: ShimParameters, listener: socket.socket) -> None:

@@ -24,7 +24,19 @@ from gantry.linux import process as linux_process
 from gantry.linux import unix
 from gantry.ttrpc import address as addresses
 from gantry.ttrpc.errors import Code
-from shim import __version__, bootstrap, cgroups, interpreter, logs, options, packets, preload, server, titles
+from shim import (
+    __version__,
+    bootstrap,
+    cgroups,
+    interpreter,
+    logs,
+    options,
+    packets,
+    preload,
+    rehearsal,
+    server,
+    titles,
+)
 from shim.attach import only_descriptor, spec_of
 from shim.errors import AlreadyExists, FailedPrecondition, InvalidArgument, ShimError
 from shim.flags import Flags, UsageError
@@ -262,6 +274,7 @@ def run(flags: Flags) -> None:
     logs.set_up(flags.debug, template=flags.socket)
     warm = preload.entry_points(scripts) if linux_process.executable_is_readonly() else []
     preload.warm_up()
+    rehearsal.rehearse()
     gc.collect()
     gc.freeze()
     path = os.path.abspath(flags.socket)

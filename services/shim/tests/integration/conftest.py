@@ -393,10 +393,11 @@ class Template:
     def __init__(self, root):
         self.path = str(root / "template.sock")
         self.sockets = root / "s"
-        self.process = subprocess.Popen(
-            [OURS, "-address", str(root / "c.sock"), "-socket", self.path, "template"],
-            env={"PATH": os.environ["PATH"]}, stdin=subprocess.DEVNULL, stderr=open(root / "template.log", "wb"),
-        )  # fmt: skip
+        with open(root / "template.log", "wb") as log:
+            self.process = subprocess.Popen(
+                [OURS, "-address", str(root / "c.sock"), "-socket", self.path, "template"],
+                env={"PATH": os.environ["PATH"]}, stdin=subprocess.DEVNULL, stderr=log,
+            )  # fmt: skip
         deadline = time.monotonic() + 20
         while True:
             try:
