@@ -5,6 +5,7 @@ from __future__ import annotations
 import calendar
 import re
 import time
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from dockerd.containers.model import ZERO_TIME
@@ -29,6 +30,7 @@ def from_nanoseconds(nanoseconds: int) -> str:
     return f"{text}.{fraction:09d}".rstrip("0").rstrip(".") + "Z"
 
 
+@lru_cache(maxsize=4096)  # listings ask for the same moments again and again
 def to_nanoseconds(text: str) -> int:
     """Nanoseconds after 1970 of a moment that this module wrote; 0 for the moment that has not been."""
     if text == ZERO_TIME:

@@ -151,14 +151,16 @@ def _ports(published: Mapping[str, Sequence[Mapping[str, str]] | None]) -> list[
 def status_text(container: Container, now: int) -> str:
     """What ``docker ps`` shows as STATUS at ``now`` (nanoseconds since 1970)."""
     state = container.state
-    since_start = duration((now - timestamps.to_nanoseconds(state.started_at)) / 1e9)
-    since_end = duration((now - timestamps.to_nanoseconds(state.finished_at)) / 1e9)
+
+    def since(moment: str) -> str:
+        return duration((now - timestamps.to_nanoseconds(moment)) / 1e9)
+
     if state.status is Status.RUNNING:
-        return f"Up {since_start}"
+        return f"Up {since(state.started_at)}"
     if state.status is Status.PAUSED:
-        return f"Up {since_start} (Paused)"
+        return f"Up {since(state.started_at)} (Paused)"
     if state.status is Status.RESTARTING:
-        return f"Restarting ({state.exit_code}) {since_end} ago"
+        return f"Restarting ({state.exit_code}) {since(state.finished_at)} ago"
     if state.status is Status.REMOVING:
         return "Removal In Progress"
     if state.status is Status.DEAD:
@@ -167,7 +169,7 @@ def status_text(container: Container, now: int) -> str:
         return "Created"
     if state.finished_at == ZERO_TIME:
         return ""
-    return f"Exited ({state.exit_code}) {since_end} ago"
+    return f"Exited ({state.exit_code}) {since(state.finished_at)} ago"
 
 
 def duration(seconds: float) -> str:
