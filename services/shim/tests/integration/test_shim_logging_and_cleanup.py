@@ -54,7 +54,7 @@ def test_a_binary_logger(world):
 def test_a_logger_that_does_not_exist(world):
     """Create fails by name and leaves nothing."""
     world.make_bundle(["true"]).start_shim()
-    with pytest.raises(TTRPCError, match=r"no such file|exit status"):
+    with pytest.raises(TTRPCError, match=r"(?i)no such file|exit status"):
         world.create(stdout="binary:///no/such/logger", stderr="binary:///no/such/logger")
     world.shutdown()
 

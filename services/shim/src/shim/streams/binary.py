@@ -5,6 +5,7 @@ It says that it is ready by closing, or writing to, descriptor 5 (containerd's r
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 
@@ -22,6 +23,10 @@ class BinaryProcess:
 
     def __init__(self, loop: Loop, launcher: Launcher, logger: BinaryLogger, container: str, namespace: str) -> None:
         self._loop = loop
+        # Asked first: a program that fails to start looks, at descriptor 5, like one that is ready.
+        os.stat(logger.path)
+        if not os.access(logger.path, os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), logger.path)
         out_read, self.stdout = os.pipe2(os.O_CLOEXEC)
         err_read, self.stderr = os.pipe2(os.O_CLOEXEC)
         self._ready, ready_write = os.pipe2(os.O_CLOEXEC)
