@@ -8,8 +8,8 @@ import time
 
 from gantry.contracts.containerd.task.v3 import shim_pb2
 from gantry.linux import process as linux_process
-from shim import options, rootfs
-from shim.bootstrap import scripts_directory
+from gantry.ttrpc import address as addresses
+from shim import bootstrap, options, packets, rootfs
 from shim.container import SIGKILL, timestamp
 from shim.errors import ShimError
 from shim.flags import Flags
@@ -35,7 +35,7 @@ def delete(flags: Flags) -> bytes:
     reaper = Reaper(loop)
     reaper.install()
     runtime = CommandLineRuntime(
-        Launcher(loop, reaper, scripts_directory()), options.load(bundle), flags.namespace, bundle
+        Launcher(loop, reaper, bootstrap.scripts_directory()), options.load(bundle), flags.namespace, bundle
     )
     loop.spawn(_delete(runtime, flags.id)).add_callback(lambda _: loop.stop())
     loop.run()
@@ -50,8 +50,16 @@ def delete(flags: Flags) -> bytes:
     except ShimError as error:
         _log.warning("failed to read init pid file: %s", error)
         pid = 0
+    _remove_socket(bootstrap.socket_address("", flags.address, flags.namespace, flags.id))
     response = shim_pb2.DeleteResponse(pid=pid, exit_status=128 + SIGKILL, exited_at=timestamp(time.time_ns()))
     return response.SerializeToString()
+
+
+def _remove_socket(address: str) -> None:
+    """A shim that was killed left its socket; one that answers is alive (it serves others of its pod) and keeps it."""
+    path = addresses.socket_path(address)
+    if os.path.exists(path) and not bootstrap.answers(address):
+        packets.remove(path)
 
 
 async def _delete(runtime: CommandLineRuntime, container: str) -> None:
