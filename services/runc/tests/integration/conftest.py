@@ -91,6 +91,38 @@ class Bundle:
         (self.path / "config.json").write_text(json.dumps(self.config))
 
 
+class Groups:
+    """Control groups as this machine has them: v1 (or hybrid), or `unified`, v2 alone."""
+
+    def __init__(self) -> None:
+        self.unified = (CGROUPS / "cgroup.controllers").exists()
+
+    def controllers(self) -> list[str]:
+        """The controllers that can limit something here."""
+        if self.unified:
+            return (CGROUPS / "cgroup.controllers").read_text().split()
+        return [path.name for path in CGROUPS.iterdir()]
+
+    def files(self, *pairs: tuple[str, str]) -> list[str]:
+        """Paths inside a container, each given as a v1 controller's file and v2's."""
+        return [str(CGROUPS / (v2 if self.unified else v1)) for v1, v2 in pairs]
+
+    def of(self, text: str) -> str:
+        """The group in a /proc/PID/cgroup: the pids controller's on v1."""
+        mark = "0::" if self.unified else ":pids:"
+        return next(line.partition(mark)[2] for line in text.splitlines() if mark in line)
+
+    def directory(self, group: str) -> Path:
+        """Where a group is on the machine: in the pids hierarchy on v1."""
+        return CGROUPS / ("" if self.unified else "pids") / group.lstrip("/")
+
+
+@pytest.fixture
+def groups() -> Groups:
+    """Control groups of this machine."""
+    return Groups()
+
+
 class Runtime:
     """A runtime with a root directory of its own."""
 

@@ -374,9 +374,11 @@ def test_no_pivot(runtime) -> None:
     assert "bin" in out.split()
 
 
-def test_cgroup_mount_shows_only_the_container_s(runtime) -> None:
+def test_cgroup_mount_shows_only_the_container_s(runtime, groups) -> None:
     """Read-only, the container's own group at the top."""
-    out = runtime.output("sh", "-c", "cat /sys/fs/cgroup/pids/cgroup.procs; mkdir /sys/fs/cgroup/pids/x || echo ro")
+    (procs,) = groups.files(("pids/cgroup.procs", "cgroup.procs"))
+    runtime.bundle.namespace("cgroup")
+    out = runtime.output("sh", "-c", f"cat {procs}; mkdir {os.path.dirname(procs)}/x || echo ro")
     assert out.split()[0] == "1"
     assert out.split()[-1] == "ro"
 
@@ -407,27 +409,44 @@ def test_an_id_mapped_mount(runtime, tmp_path: Path) -> None:
 # Limits
 
 
-def test_memory_pids_and_cpu_limits(runtime) -> None:
+def test_memory_pids_and_cpu_limits(runtime, groups) -> None:
     """Are in force, and a fork beyond them fails."""
     runtime.bundle.linux["resources"] |= {
         "memory": {"limit": 64 << 20, "swap": 64 << 20, "reservation": 32 << 20},
         "pids": {"limit": 5},
-        "cpu": {"shares": 512, "quota": 50000, "period": 100000, "cpus": "0", "mems": "0"},
+        "cpu": {"shares": 512, "quota": 50000, "period": 100000},
     }
-    script = (
-        "cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes memory/memory.soft_limit_in_bytes pids/pids.max "
-        "cpu/cpu.shares cpu/cpu.cfs_quota_us cpuset/cpuset.cpus; for i in 1 2 3 4 5 6 7; do sleep 1 & done"
+    files = groups.files(
+        ("memory/memory.limit_in_bytes", "memory.max"),
+        ("memory/memory.soft_limit_in_bytes", "memory.low"),
+        ("memory/memory.memsw.limit_in_bytes", "memory.swap.max"),
+        ("pids/pids.max", "pids.max"),
+        ("cpu/cpu.shares", "cpu.weight"),
+        ("cpu/cpu.cfs_quota_us", "cpu.max"),
     )
-    done = runtime.run("sh", "-c", script)
-    assert done.stdout.split() == [str(64 << 20), str(32 << 20), "5", "512", "50000", "0"]
+    done = runtime.run("sh", "-c", f"cat {' '.join(files)}; for i in 1 2 3 4 5 6 7; do sleep 1 & done")
+    swap, cpu = ("0", ["20", "50000 100000"]) if groups.unified else (str(64 << 20), ["512", "50000"])
+    assert done.stdout.splitlines() == [str(64 << 20), str(32 << 20), swap, "5", *cpu]
     assert "can't fork" in done.stderr
 
 
-def test_update_changes_limits(runtime, tmp_path: Path) -> None:
+def test_processors_and_memory_nodes(runtime, groups) -> None:
+    """Are those of the cpuset."""
+    if "cpuset" not in groups.controllers():
+        pytest.skip("the kernel has no cpusets")
+    runtime.bundle.linux["resources"] |= {"cpu": {"cpus": "0", "mems": "0"}}
+    script = (
+        f"cat {' '.join(groups.files(*[(f'cpuset/cpuset.{name}', f'cpuset.{name}') for name in ('cpus', 'mems')]))}"
+    )
+    out = runtime.output("sh", "-c", f"{script}; grep Cpus_allowed_list /proc/self/status")
+    assert out.split() == ["0", "0", "Cpus_allowed_list:", "0"]
+
+
+def test_update_changes_limits(runtime, groups, tmp_path: Path) -> None:
     """By flags, by a file, by standard input."""
     runtime.detached("sleep", "100")
     runtime.call("update", "--memory", "50m", "--pids-limit", "10", runtime.id, check=True)
-    read = ("cat", "/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/pids/pids.max")
+    read = ("cat", *groups.files(("memory/memory.limit_in_bytes", "memory.max"), ("pids/pids.max", "pids.max")))
     assert runtime.exec(*read).stdout.split() == [str(50 << 20), "10"]
     (tmp_path / "r.json").write_text(json.dumps({"memory": {"limit": 60 << 20, "swap": 0}, "cpu": {}}))
     runtime.call("update", "--resources", str(tmp_path / "r.json"), runtime.id, check=True)
@@ -438,23 +457,22 @@ def test_update_changes_limits(runtime, tmp_path: Path) -> None:
     assert runtime.exec(*read).stdout.split() == [str(60 << 20), "20"]
 
 
-def test_memory_and_swap_are_updated_in_the_order_the_kernel_takes(runtime) -> None:
+def test_memory_and_swap_are_updated_in_the_order_the_kernel_takes(runtime, groups) -> None:
     """Up, and down again."""
     runtime.bundle.linux["resources"] |= {"memory": {"limit": 64 << 20, "swap": 64 << 20}}
     runtime.detached("sleep", "100")
-    read = (
-        "cat",
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes",
+    files = groups.files(
+        ("memory/memory.limit_in_bytes", "memory.max"), ("memory/memory.memsw.limit_in_bytes", "memory.swap.max")
     )
     for size in (128 << 20, 32 << 20):
         runtime.call("update", "--memory", str(size), "--memory-swap", str(size), runtime.id, check=True)
-        assert runtime.exec(*read).stdout.split() == [str(size)] * 2
+        both = [str(size), "0" if groups.unified else str(size)]  # v2 limits swap alone
+        assert runtime.exec("cat", *files).stdout.split() == both
 
 
-def test_a_limit_without_its_controller_is_an_error(runtime) -> None:
+def test_a_limit_without_its_controller_is_an_error(runtime, groups) -> None:
     """Named; without the limit the missing controller is none."""
-    if Path("/sys/fs/cgroup/hugetlb").exists():
+    if "hugetlb" in groups.controllers():
         pytest.skip("this machine has hugetlb")
     runtime.bundle.linux["resources"] |= {"hugepageLimits": [{"pageSize": "2MB", "limit": 0}]}
     done = runtime.run("true")
@@ -462,11 +480,11 @@ def test_a_limit_without_its_controller_is_an_error(runtime) -> None:
     assert "cannot set hugetlb limit: container could not join or create cgroup" in done.stderr
 
 
-def test_an_absolute_cgroups_path(runtime) -> None:
+def test_an_absolute_cgroups_path(runtime, groups) -> None:
     """Is from the root of each hierarchy; `..` does not lead above it."""
     runtime.bundle.linux["cgroupsPath"] = f"/../gantry-test-parent/../{runtime.id}"
-    out = runtime.output("sh", "-c", "grep :pids: /proc/self/cgroup")
-    assert out.endswith(f":pids:/{runtime.id}")
+    runtime.bundle.linux["namespaces"] = [n for n in runtime.bundle.linux["namespaces"] if n["type"] != "cgroup"]
+    assert groups.of(runtime.output("cat", "/proc/self/cgroup")) == f"/{runtime.id}"
 
 
 @pytest.mark.usefixtures("ours_only")  # older ones only warn
