@@ -18,7 +18,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import _socket
 
+    from gantry.oci.runtime import Process, Spec
     from runc.cli import Context
+    from runc.scheduling import Scheduling
     from runc.state import Container
 
 _START = "unable to start container process"
@@ -44,6 +46,7 @@ def prepare(context: Context, container_id: str, options: CreateOptions, termina
     job.credentials = process.Credentials(job.process)
     process.check_rlimits(job.process.get("rlimits", []))
     security.check_labels(job.process)
+    job.scheduling = planned_scheduling(job.process, spec)
     _warn_unknown_capabilities(job)
     job.cgroups = hierarchy.container_paths(hierarchy.discover(), spec["linux"].get("cgroupsPath", ""), container_id)
     job.launcher_fd = options.launcher_fd
@@ -64,6 +67,16 @@ def prepare(context: Context, container_id: str, options: CreateOptions, termina
 def _warn_unknown_capabilities(job: Job) -> None:
     if job.credentials.capabilities is not None and job.credentials.capabilities.unknown:
         job.log.warning(f"ignoring unknown or unavailable capabilities: {job.credentials.capabilities.unknown}")
+
+
+def planned_scheduling(wanted: Process, spec: Spec, *, added: bool = False) -> Scheduling | None:
+    """What the process asks for of `scheduling`, which most do not. Raises RuntimeFailure."""
+    asked = ("scheduler", "ioPriority", "execCPUAffinity")
+    if "memoryPolicy" not in spec["linux"] and not any(key in wanted or key in spec["process"] for key in asked):
+        return None
+    from runc import scheduling
+
+    return scheduling.plan(wanted, spec, added=added)
 
 
 def preserved_descriptors(count: int) -> tuple[int, list[str]]:

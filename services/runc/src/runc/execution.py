@@ -38,6 +38,7 @@ def _execute(job: ExecJob, sub_groups: list[str]) -> int:
     ours, theirs = messages.pair()
     # From its first moment in the container's pid namespace on, the process can be seen from inside.
     linux_process.set_dumpable(False)
+    processors = job.scheduling.enter_initial() if job.scheduling is not None else None
     try:
         pid = _fork_inside(job, pidfd)
         if pid == 0:
@@ -45,6 +46,8 @@ def _execute(job: ExecJob, sub_groups: list[str]) -> int:
             run(job, theirs, pidfd)
     finally:
         linux_process.set_dumpable(True)
+        if processors is not None:
+            os.sched_setaffinity(0, processors)
     theirs.close()
     try:
         job.joining.parent_moves(pid, "" if sub_groups else _inner_group(container))
@@ -168,6 +171,8 @@ def _run(job: ExecJob, channel: Channel, pidfd: int) -> None:
     linux_process.set_name("runc:[2:EXEC]")
     job.joining.enter()
     channel.wait_go()
+    if job.scheduling is not None:
+        job.scheduling.enter_final()
     _join_namespaces(job.container, pidfd)
     os.close(pidfd)
     os.setsid()
@@ -185,6 +190,8 @@ def _run(job: ExecJob, channel: Channel, pidfd: int) -> None:
         init.reopen_null()
     security.set_labels(job.process)
     process.set_personality(job.container.spec["linux"].get("personality"))
+    if job.scheduling is not None:
+        job.scheduling.apply()
     if job.credentials.no_new_privileges:
         linux_process.set_no_new_privileges()
     elif job.seccomp:

@@ -124,6 +124,8 @@ def _build(job: Job, channel: Channel) -> int:
     reopen_null()
     security.set_labels(job.process)
     process.set_personality(job.spec["linux"].get("personality"))
+    if job.scheduling is not None:
+        job.scheduling.apply()
     if job.credentials.no_new_privileges:
         linux_process.set_no_new_privileges()
     return proc_fds

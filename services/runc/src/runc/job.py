@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from runc.mounts import MountStep
     from runc.namespaces import NamespacePlan
     from runc.process import Credentials
+    from runc.scheduling import Scheduling
     from runc.state import Container
 
 
@@ -66,6 +67,7 @@ class Job:
         "process",
         "root_propagation",
         "rootfs",
+        "scheduling",
         "seccomp",
         "source_trees",
         "spec",
@@ -81,6 +83,7 @@ class Job:
     root_propagation: int
     cgroups: Paths
     credentials: Credentials
+    scheduling: Scheduling | None
     seccomp: bytes
     """The compiled filter with its flags in front, empty for none."""
     log: Log
@@ -103,12 +106,23 @@ class Job:
 class ExecJob:
     """A process to be added to a running container."""
 
-    __slots__ = ("console", "container", "credentials", "joining", "listen_env", "preserved", "process", "seccomp")
+    __slots__ = (
+        "console",
+        "container",
+        "credentials",
+        "joining",
+        "listen_env",
+        "preserved",
+        "process",
+        "scheduling",
+        "seccomp",
+    )
 
     container: Container
     process: Process
     credentials: Credentials
     joining: Joining
+    scheduling: Scheduling | None
     seccomp: bytes
     console: _socket.socket | None
     preserved: int

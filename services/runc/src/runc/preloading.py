@@ -20,6 +20,7 @@ def load() -> None:
         "init",
         "keyring",
         "protection",
+        "scheduling",
         "seccomp",
         "starting",
         "cgroups.bpf",

@@ -34,6 +34,12 @@ _PROCESS_SHAPE: tuple[tuple[type, str], ...] = (
     (int, "user.additionalGids[] rlimits[].hard! rlimits[].soft!"),
     (str, "capabilities.*[] rlimits[].type!"),
     (bool, "terminal noNewPrivileges"),
+    (dict, "scheduler ioPriority execCPUAffinity"),
+    (str, "scheduler.policy ioPriority.class execCPUAffinity.initial execCPUAffinity.final"),
+    (int, "scheduler.nice scheduler.priority scheduler.runtime scheduler.deadline scheduler.period"),
+    (int, "ioPriority.priority"),
+    (list, "scheduler.flags"),
+    (str, "scheduler.flags[]"),
 )
 
 _RESOURCES_SHAPE: tuple[tuple[type, str], ...] = (
@@ -94,6 +100,9 @@ _SHAPE: tuple[tuple[type, str], ...] = (
         )
     ),
     (int, "linux.timeOffsets.*.secs linux.timeOffsets.*.nanosecs"),
+    (dict, "linux.memoryPolicy"),
+    (list, "linux.memoryPolicy.flags"),
+    (str, "linux.memoryPolicy.mode linux.memoryPolicy.nodes linux.memoryPolicy.flags[]"),
     (list, "linux.personality.flags linux.seccomp.syscalls linux.seccomp.architectures linux.seccomp.flags"),
     (
         str,
@@ -167,9 +176,6 @@ def validate_process(process: Any) -> Process:
         raise RuntimeFailure("Cwd must be an absolute path")
     if not process.get("args"):
         raise RuntimeFailure("args must not be empty")
-    for key in ("scheduler", "ioPriority", "execCPUAffinity"):
-        if key in process:
-            raise RuntimeFailure(f"process.{key} is not supported")
     for text in [*process["args"], *process.get("env", [])]:
         if "\0" in text:
             raise RuntimeFailure("process.args and process.env must not contain null bytes")

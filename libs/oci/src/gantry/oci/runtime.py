@@ -92,6 +92,14 @@ class CPUAffinity(TypedDict, total=False):
     final: str
 
 
+class MemoryPolicy(TypedDict, total=False):
+    """NUMA memory policy of the container (set_mempolicy(2)); nodes is a list such as `0-3,7`."""
+
+    mode: Required[str]
+    nodes: str
+    flags: list[str]
+
+
 class Process(TypedDict, total=False):
     """The process of a container."""
 
@@ -341,6 +349,7 @@ class Linux(TypedDict, total=False):
     personality: Personality
     timeOffsets: dict[str, TimeOffset]
     netDevices: dict[str, dict[str, str]]
+    memoryPolicy: MemoryPolicy
 
 
 class Spec(TypedDict, total=False):

@@ -123,6 +123,7 @@ def _job(context: Context, container: Container, wanted: Process, options: Optio
     job.credentials = process.Credentials(wanted)
     process.check_rlimits(wanted.get("rlimits", []))
     security.check_labels(wanted)
+    job.scheduling = creation.planned_scheduling(wanted, container.spec, added=True)
     job.console = None
     job.preserved, job.listen_env = creation.preserved_descriptors(options.number("preserve-fds"))
     job.seccomp = b""
