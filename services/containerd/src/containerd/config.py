@@ -117,6 +117,15 @@ class Config:
         """Return the table of ``TYPE.ID``; empty when the file has none."""
         return self.plugins.get(plugin_id, {})
 
+    def duration(self, plugin_id: str, key: str, default: float) -> float:
+        """Return a plugin's setting that is a Go duration, in seconds. Raises :class:`ConfigError`."""
+        text = self.plugin(plugin_id).get(key)
+        return default if text is None else _seconds(text, f"plugins.{plugin_id}.{key}")
+
+    def disabled(self, *plugin_ids: str) -> bool:
+        """Tell whether ``disabled_plugins`` names a plugin by one of its ids."""
+        return any(plugin_id in self.disabled_plugins for plugin_id in plugin_ids)
+
     def timeout(self, name: str) -> float:
         """Return a named timeout in seconds."""
         return self.timeouts[name]

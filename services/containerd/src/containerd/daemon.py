@@ -12,15 +12,17 @@ import platform
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-from containerd import systemd, version
+from containerd import restart, systemd, version
 from containerd.anyvalue import AnyValue
-from containerd.config import Config
-from containerd.errors import ContainerdError
+from containerd.config import Config, ConfigError
+from containerd.errors import ContainerdError, NotFound
 from containerd.events import Exchange
 from containerd.metadata.containers import ContainerStore
 from containerd.metadata.leases import LeaseStore
 from containerd.metadata.namespaces import NamespaceStore
+from containerd.metadata.restarts import RestartStore
 from containerd.metadata.schema import MIGRATIONS, OCCUPANTS
+from containerd.mounts import Mount
 from containerd.plugins import PluginInfo
 from containerd.runtime.bootstrap import resolve_binary
 from containerd.runtime.bundle import Bundles
@@ -81,6 +83,9 @@ class Storage(Protocol):
     async def stop(self) -> None:
         """End what is under way."""
 
+    def mounts(self, namespace: str, snapshotter: str, key: str) -> Sequence[Mount]:
+        """Return the mounts of a snapshot; for a thread to call. Raises :class:`NotFound`."""
+
     def schedule_collection(self) -> None:
         """Say that something may have become garbage. Cheap; called in the loop."""
 
@@ -99,6 +104,9 @@ class _NoStorage:
 
     async def stop(self) -> None:
         return
+
+    def mounts(self, namespace: str, snapshotter: str, key: str) -> Sequence[Mount]:  # noqa: ARG002 (a protocol's)
+        raise NotFound(f"snapshotter not loaded: {snapshotter}: not found")
 
     def schedule_collection(self) -> None:
         return
@@ -120,7 +128,7 @@ class Daemon:
         """Take the directories, find what runs, and answer on the sockets. Raises :class:`DaemonError`."""
         try:
             await self._start()
-        except (OSError, ContainerdError) as error:
+        except (OSError, ContainerdError, ConfigError) as error:
             await self.stop()
             raise DaemonError(str(error)) from error
         except BaseException:
@@ -159,7 +167,8 @@ class Daemon:
         server.add(add_EventsServicer_to_server, Events(events))
         server.add(add_StreamingServicer_to_server, Streaming(streams))
         server.add(add_VersionServicer_to_server, Version())
-        server.add(add_TasksServicer_to_server, Tasks(TaskDomain(config, shims, containers.get)))
+        domain = TaskDomain(config, shims, containers.get)
+        server.add(add_TasksServicer_to_server, Tasks(domain))
         introspection = Introspection(server_uuid(config.root), lambda: self._plugins(storage), _runtime_info_of(shims))
         server.add(add_IntrospectionServicer_to_server, introspection)
         for register, servicer in storage.servicers:
@@ -173,6 +182,21 @@ class Daemon:
         self._cleanup.callback(events.close)
         self._cleanup.callback(streams.close)
         await self._listen(server)
+        self._monitor_restarts(containers, RestartStore(database), domain, storage, events)
+
+    def _monitor_restarts(
+        self, containers: ContainerStore, restarts: RestartStore, tasks: TaskDomain, storage: Storage, events: Exchange
+    ) -> None:
+        """Begin to keep containers as their labels want them, unless the configuration disables it."""
+        config = self.config
+        if config.disabled(*_RESTART_MONITOR):
+            return
+        interval = restart.DEFAULT_INTERVAL
+        for plugin in _RESTART_MONITOR:
+            interval = config.duration(plugin, "interval", interval)
+        monitor = restart.Monitor(interval, containers, restarts, tasks, storage.mounts, events)
+        self._cleanup.push_async_callback(monitor.stop)
+        monitor.start()
 
     async def _listen(self, server: Server) -> None:
         """Answer on the configured socket, or behind those that the service manager passed."""
@@ -244,11 +268,17 @@ class Daemon:
             *(PluginInfo("io.containerd.grpc.v1", name) for name in _SERVICES),
             PluginInfo("io.containerd.grpc.v1", "healthcheck"),
         ]
+        if not self.config.disabled(*_RESTART_MONITOR):
+            plugins.append(PluginInfo(_RESTART_PLUGIN, "restart", capabilities=restart.CAPABILITIES))
         if self._template is not None and self._template.running:
             exports = {"address": self._template.path}
             plugins.append(PluginInfo(ANNOTATION, "runc-v2", platforms=here, exports=exports))
         return [*plugins, *storage.plugins]
 
+
+_RESTART_PLUGIN = "io.containerd.monitor.container.v1"
+_RESTART_MONITOR = ("io.containerd.internal.v1.restart", f"{_RESTART_PLUGIN}.restart")
+"""The plugin's id in a config.toml of version 2, and of version 3."""
 
 _SERVICES = ("containers", "events", "introspection", "leases", "namespaces", "streaming", "tasks", "version")
 _LOCAL = ("containers", "introspection", "namespaces", "tasks")

@@ -16,10 +16,12 @@ from google.protobuf.message import Message
 from containerd.config import Config
 from containerd.content import ContentStore
 from containerd.diff import Applier, Differ
+from containerd.errors import NotFound
 from containerd.events import Exchange
 from containerd.gc import Collector
 from containerd.images import ImageStore
 from containerd.metadata.leases import LeaseStore
+from containerd.mounts import Mount
 from containerd.plugins import PluginInfo
 from containerd.scope import Scope
 from containerd.services.content import Content
@@ -120,6 +122,12 @@ class Storage:
             await asyncio.wait(self._tasks)
         self._transfers.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def mounts(self, namespace: str, snapshotter: str, key: str) -> Sequence[Mount]:
+        """Return the mounts of a snapshot; for a thread to call. Raises :class:`NotFound`."""
+        if snapshotter not in self.snapshotters:
+            raise NotFound(f"snapshotter not loaded: {snapshotter}: not found")
+        return self.snapshotters[snapshotter].mounts(Scope(namespace), key)
 
     def schedule_collection(self) -> None:
         """Say that something may have become garbage: it is collected in a moment, together with what follows."""

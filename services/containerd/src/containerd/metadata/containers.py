@@ -92,6 +92,16 @@ class ContainerStore:
         with self._database.read() as connection:
             return _read(connection, namespace, container_id)
 
+    def with_label(self, label: str) -> list[tuple[str, Container]]:
+        """Return the containers of all namespaces that have a label, each with its namespace."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                f"SELECT {_COLUMNS} FROM container WHERE instr(labels, ?) ORDER BY namespace, id",  # noqa: S608
+                (json.dumps(label),),
+            ).fetchall()
+        found = [(row["namespace"], _from_row(row)) for row in rows]
+        return [(namespace, container) for namespace, container in found if label in container.labels]
+
     def list(self, namespace: str, filters: Sequence[str] = ()) -> list[Container]:
         """Return the containers that match any of ``filters``, by id. Raises :class:`InvalidArgument`."""
         matcher = filter_language.parse(filters)

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from containerd.metadata import containers, content, images, leases, namespaces, snapshots
+from containerd.metadata import containers, content, images, leases, namespaces, restarts, snapshots
 
 __all__ = ["MIGRATIONS", "OCCUPANTS", "VERSION"]
 
-VERSION = 1
+VERSION = 2
 
 
 class _Module(Protocol):
@@ -24,7 +24,7 @@ class _Module(Protocol):
     OCCUPANTS: tuple[str, ...]
 
 
-MODULES: tuple[_Module, ...] = (namespaces, images, content, containers, snapshots, leases)
+MODULES: tuple[_Module, ...] = (namespaces, images, content, containers, snapshots, leases, restarts)
 
 MIGRATIONS: list[str] = [
     "\n".join(module.SCHEMA.get(version, "") for module in MODULES) for version in range(1, VERSION + 1)
