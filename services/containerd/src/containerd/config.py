@@ -45,8 +45,14 @@ _SECTIONS: dict[str, dict[str, str]] = {
         "tcp_tls_common_name": "",
     },
     "ttrpc": {"address": "ttrpc_address", "uid": "ttrpc_uid", "gid": "ttrpc_gid"},
-    "debug": {"level": "log_level", "format": "log_format", "address": "", "uid": "", "gid": ""},
-    "metrics": {"address": "", "grpc_histogram": ""},
+    "debug": {
+        "level": "log_level",
+        "format": "log_format",
+        "address": "debug_address",
+        "uid": "debug_uid",
+        "gid": "debug_gid",
+    },
+    "metrics": {"address": "metrics_address", "grpc_histogram": "grpc_histogram"},
 }
 _TOP = {
     "version": "",
@@ -66,6 +72,7 @@ TIMEOUTS = {
     "io.containerd.timeout.shim.cleanup": 15.0,
     "io.containerd.timeout.shim.shutdown": 3.0,
     "io.containerd.timeout.task.state": 2.0,
+    "io.containerd.timeout.metrics.shimstats": 2.0,
     "io.gantry.timeout.shim.start": 60.0,
     "io.gantry.timeout.shim.call": 300.0,
 }
@@ -94,6 +101,11 @@ class Config:
     ttrpc_gid: int = 0
     log_level: str = "info"
     log_format: str = "text"
+    debug_address: str = ""
+    debug_uid: int = 0
+    debug_gid: int = 0
+    metrics_address: str = ""
+    grpc_histogram: bool = False
     oom_score: int = 0
     disabled_plugins: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()

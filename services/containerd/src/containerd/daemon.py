@@ -9,6 +9,7 @@ import importlib.util
 import logging
 import os
 import platform
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
@@ -22,6 +23,11 @@ from containerd.metadata.leases import LeaseStore
 from containerd.metadata.namespaces import NamespaceStore
 from containerd.metadata.restarts import RestartStore
 from containerd.metadata.schema import MIGRATIONS, OCCUPANTS
+from containerd.metrics import cgroups, process
+from containerd.metrics.calls import Calls
+from containerd.metrics.endpoint import Endpoint
+from containerd.metrics.stacks import stacks
+from containerd.metrics.text import CONTENT_TYPE, render
 from containerd.mounts import Mount
 from containerd.plugins import PluginInfo
 from containerd.runtime.bootstrap import resolve_binary
@@ -159,7 +165,8 @@ class Daemon:
         self._cleanup.push_async_callback(shims.stop)
         await asyncio.gather(shims.load(), self._start_template(shims))
 
-        server = Server(config.max_receive, config.max_send)
+        calls = Calls(histogram=config.grpc_histogram)
+        server = Server(config.max_receive, config.max_send, calls)
         collect, released = storage.collect, storage.schedule_collection
         server.add(add_NamespacesServicer_to_server, Namespaces(NamespaceStore(database, OCCUPANTS), events))
         server.add(add_ContainersServicer_to_server, Containers(containers, events, released))
@@ -183,6 +190,33 @@ class Daemon:
         self._cleanup.callback(streams.close)
         await self._listen(server)
         self._monitor_restarts(containers, RestartStore(database), domain, storage, events)
+        await self._serve_pages(calls, domain)
+
+    async def _serve_pages(self, calls: Calls, tasks: TaskDomain) -> None:
+        """Answer over HTTP where the configuration says so: metrics for Prometheus, stacks for debugging."""
+        config = self.config
+
+        async def metrics() -> tuple[str, str]:
+            found = await tasks.all_metrics(time.time_ns)
+            containers = cgroups.families((namespace, metric.id, metric.data) for namespace, metric in found)
+            return CONTENT_TYPE, render([*containers, *calls.families(), *process.families()])
+
+        if config.metrics_address:
+            endpoint = Endpoint({"/v1/metrics": metrics})
+            try:
+                await endpoint.listen(config.metrics_address)
+            except (OSError, ValueError) as error:
+                raise DaemonError(f"failed to get listener for metrics endpoint: {error}") from error
+            self._cleanup.push_async_callback(endpoint.close)
+        if config.debug_address:
+            path = config.debug_address.removeprefix("unix://")
+            endpoint = Endpoint({"/debug/stacks": stacks, "/debug/pprof/goroutine": stacks})
+            try:
+                await endpoint.listen_unix(path, config.debug_uid, config.debug_gid)
+            except OSError as error:
+                raise DaemonError(f"failed to get listener for debug endpoint: {error}") from error
+            self._cleanup.callback(_unlink, path)
+            self._cleanup.push_async_callback(endpoint.close)
 
     def _monitor_restarts(
         self, containers: ContainerStore, restarts: RestartStore, tasks: TaskDomain, storage: Storage, events: Exchange

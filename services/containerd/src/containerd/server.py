@@ -15,6 +15,7 @@ import grpc.aio
 
 from containerd import namespaces
 from containerd.errors import ContainerdError
+from containerd.metrics.calls import Call, Calls
 
 __all__ = ["Server"]
 
@@ -30,12 +31,12 @@ _Context = grpc.aio.ServicerContext
 class Server:
     """A gRPC server on one unix socket.
 
-    ``max_receive`` and ``max_send`` are the largest messages in bytes.
+    ``max_receive`` and ``max_send`` are the largest messages in bytes; ``calls`` counts the calls.
     """
 
-    def __init__(self, max_receive: int, max_send: int) -> None:
+    def __init__(self, max_receive: int, max_send: int, calls: Calls | None = None) -> None:
         self._server = grpc.aio.server(
-            interceptors=[_Requests()],
+            interceptors=[_Requests(calls or Calls())],
             options=[
                 ("grpc.max_receive_message_length", max_receive),
                 ("grpc.max_send_message_length", max_send),
@@ -79,7 +80,8 @@ class Server:
 class _Requests(grpc.aio.ServerInterceptor):
     """Wraps every handler once; the wrapped ones are kept by method."""
 
-    def __init__(self) -> None:
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     async def intercept_service(
@@ -91,47 +93,70 @@ class _Requests(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
             if handler is None:
                 return None
-            wrapped = self._handlers[method] = _wrap(cast("Any", handler), method)
+            wrapped = self._handlers[method] = _wrap(cast("Any", handler), method, self._calls)
         return wrapped
 
 
-def _wrap(handler: Any, method: str) -> Any:
+def _wrap(handler: Any, method: str, calls: Calls) -> Any:
     if handler.request_streaming and handler.response_streaming:
-        make, behaviour = grpc.stream_stream_rpc_method_handler, _streaming(handler.stream_stream, method)
+        make, behaviour, kind = grpc.stream_stream_rpc_method_handler, handler.stream_stream, "bidi_stream"
     elif handler.response_streaming:
-        make, behaviour = grpc.unary_stream_rpc_method_handler, _streaming(handler.unary_stream, method)
+        make, behaviour, kind = grpc.unary_stream_rpc_method_handler, handler.unary_stream, "server_stream"
     elif handler.request_streaming:
-        make, behaviour = grpc.stream_unary_rpc_method_handler, _unary(handler.stream_unary, method)
+        make, behaviour, kind = grpc.stream_unary_rpc_method_handler, handler.stream_unary, "client_stream"
     else:
-        make, behaviour = grpc.unary_unary_rpc_method_handler, _unary(handler.unary_unary, method)
-    return make(behaviour, handler.request_deserializer, handler.response_serializer)
+        make, behaviour, kind = grpc.unary_unary_rpc_method_handler, handler.unary_unary, "unary"
+    wrap = _streaming if handler.response_streaming else _unary
+    wrapped = wrap(behaviour, method, Call(method, kind), calls)
+    return make(wrapped, handler.request_deserializer, handler.response_serializer)
 
 
-def _unary(behaviour: Any, method: str) -> Any:
+def _unary(behaviour: Any, method: str, kind: Call, calls: Calls) -> Any:
     async def call(request: Any, context: _Context[Any, Any]) -> Any:
+        started = calls.start(kind)
+        code = "CANCELLED"
         _enter(context)
         try:
-            return await behaviour(request, context)
+            response = await behaviour(request, context)
+            code = "OK"
+            return response
         except (asyncio.CancelledError, grpc.aio.AbortError):
             raise
         except Exception as error:
+            code = _code(error)
             await _abort(context, method, error)
+        finally:
+            calls.handle(kind, code, started)
 
     return call
 
 
-def _streaming(behaviour: Any, method: str) -> Any:
+def _streaming(behaviour: Any, method: str, kind: Call, calls: Calls) -> Any:
     async def call(request: Any, context: _Context[Any, Any]) -> AsyncIterator[Any]:
+        started = calls.start(kind)
+        code = "CANCELLED"
         _enter(context)
         try:
             async for response in behaviour(request, context):
                 yield response
+            code = "OK"
         except (asyncio.CancelledError, grpc.aio.AbortError):
             raise
         except Exception as error:
+            code = _code(error)
             await _abort(context, method, error)
+        finally:
+            calls.handle(kind, code, started)
 
     return call
+
+
+def _code(error: Exception) -> str:
+    """Return the name of the gRPC code for an error. What no one foresaw is UNKNOWN."""
+    if isinstance(error, ContainerdError):
+        return error.code
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "RESOURCE_EXHAUSTED" if full else "UNKNOWN"
 
 
 def _enter(context: _Context[Any, Any]) -> None:
@@ -150,12 +175,13 @@ def _text(value: str | bytes) -> str:
 
 async def _abort(context: _Context[Any, Any], method: str, error: Exception) -> NoReturn:
     """End the call with the error's code. What no one foresaw is UNKNOWN, and is logged with its origin."""
+    code = _code(error)
     if isinstance(error, ContainerdError):
-        _log.debug("call failed: %s", error, extra={"method": method, "code": error.code})
-        await context.abort(grpc.StatusCode[error.code], str(error))
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        _log.debug("call failed: %s", error, extra={"method": method, "code": code})
+        await context.abort(grpc.StatusCode[code], str(error))
+    if isinstance(error, OSError) and code == "RESOURCE_EXHAUSTED":
         _log.error("call failed: %s", error, extra={"method": method})
-        text = f"{error.filename or method}: {os.strerror(error.errno)}: resource exhausted"
+        text = f"{error.filename or method}: {os.strerror(error.errno or 0)}: resource exhausted"
         await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
     _log.error("call failed: %s", error, extra={"method": method}, exc_info=error)
     await context.abort(grpc.StatusCode.UNKNOWN, f"{type(error).__name__}: {error}")

@@ -294,19 +294,26 @@ class Tasks:
         matcher = filter_language.parse(filters)
         chosen = [shim for shim in self._shims.all(namespace) if matcher.match(_task_field(shim))]
 
-        async def stats(shim: Shim) -> Metric | None:
-            request = shim_pb2.StatsRequest(id=shim.id)
-            try:
-                response = await shim.call("Stats", request, shim_pb2.StatsResponse, self._state_timeout(None))
-            except ContainerdError as error:
-                if not isinstance(error, NotFound):
-                    _log.warning("collecting metrics: %s", error, extra={"id": shim.id, "namespace": namespace})
-                return None
-            data = _value(response.stats)
-            return None if data is None else Metric(shim.id, now(), data)
-
-        found = await asyncio.gather(*(stats(shim) for shim in chosen))
+        found = await asyncio.gather(*(self._stats(shim, "io.containerd.timeout.task.state", now) for shim in chosen))
         return [metric for metric in found if metric is not None]
+
+    async def all_metrics(self, now: Callable[[], int]) -> Sequence[tuple[str, Metric]]:
+        """Return the resource usage of the tasks of all namespaces, each with its namespace; those that answer."""
+        shims = self._shims.everywhere()
+        limit = "io.containerd.timeout.metrics.shimstats"
+        found = await asyncio.gather(*(self._stats(shim, limit, now) for shim in shims))
+        return [(shim.namespace, metric) for shim, metric in zip(shims, found, strict=True) if metric is not None]
+
+    async def _stats(self, shim: Shim, limit: str, now: Callable[[], int]) -> Metric | None:
+        request = shim_pb2.StatsRequest(id=shim.id)
+        try:
+            response = await shim.call("Stats", request, shim_pb2.StatsResponse, self._config.timeout(limit))
+        except ContainerdError as error:
+            if not isinstance(error, NotFound):
+                _log.warning("collecting metrics: %s", error, extra={"id": shim.id, "namespace": shim.namespace})
+            return None
+        data = _value(response.stats)
+        return None if data is None else Metric(shim.id, now(), data)
 
     async def wait(self, namespace: str, container_id: str, exec_id: str) -> Exit:
         """Wait for the end of a process."""

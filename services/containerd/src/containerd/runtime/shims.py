@@ -102,6 +102,10 @@ class Shims:
         """Return the shims of a namespace."""
         return [shim for (owner, _), shim in self._shims.items() if owner == namespace]
 
+    def everywhere(self) -> list[Shim]:
+        """Return the shims of all namespaces."""
+        return list(self._shims.values())
+
     # --- start
 
     async def start(
