@@ -53,10 +53,11 @@ def prepare(context: Context, container_id: str, options: CreateOptions, termina
     job.no_pivot = options.no_pivot
     job.no_new_keyring = options.no_new_keyring
     job.preserved, job.listen_env = preserved_descriptors(options.preserve_fds)
-    job.seccomp = b""
+    job.seccomp, job.listener = b"", None
     if spec["linux"].get("seccomp"):
-        from runc import seccomp
+        from runc import listener, seccomp
 
+        job.listener = listener.plan(spec["linux"]["seccomp"])
         job.seccomp = seccomp.compiled(spec["linux"]["seccomp"], context.log)
     job.console = terminal
     if options.console_socket:
@@ -235,7 +236,12 @@ def _attend(job: Job, pid: int, channel: messages.Channel) -> None:
     channel.expect(PREPARED)
     _run_hooks(job)
     channel.send(GO)
-    channel.expect(READY)
+    if job.listener is None:
+        channel.expect(READY)
+    else:
+        from runc import listener
+
+        listener.expect_ready(channel, job.listener, pid, lambda: state.oci_state(container, "creating"))
     container.creating = False
     container.save()
 

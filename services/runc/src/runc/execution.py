@@ -6,7 +6,7 @@ import os
 
 from gantry.linux import namespaces as linux_namespaces
 from gantry.linux import process as linux_process
-from runc import console, creation, init, keyring, messages, process, security
+from runc import console, creation, init, keyring, messages, process, security, state
 from runc.cgroups import control, hierarchy
 from runc.errors import ContainerNotRunning, RuntimeFailure, describe, system_text
 from runc.messages import FAILED, GO, READY, Channel, ParentGone
@@ -54,7 +54,12 @@ def _execute(job: ExecJob, sub_groups: list[str]) -> int:
         process.set_oom_score(pid, job.process.get("oomScoreAdj"))
         process.set_rlimits(pid, job.process.get("rlimits", []))
         ours.send(GO)
-        ours.expect(READY)
+        if job.listener is None:
+            ours.expect(READY)
+        else:
+            from runc import listener
+
+            listener.expect_ready(ours, job.listener, pid, lambda: state.oci_state(container, "running"))
         # A successful execve closes the channel; a failed one says so.
         kind, text = ours.receive()
         if kind == FAILED:
@@ -195,14 +200,16 @@ def _run(job: ExecJob, channel: Channel, pidfd: int) -> None:
     if job.credentials.no_new_privileges:
         linux_process.set_no_new_privileges()
     elif job.seccomp:
-        security.install_filter(job.seccomp)
+        init.install_filter(job, channel)
     process.become(job.credentials)
     job.process["env"] = [*job.process.get("env", []), *job.listen_env]
     env = process.environment(job.process)
     path = process.look_up(job.process["args"][0], env)
+    if job.listener is not None and job.credentials.no_new_privileges:
+        init.install_filter(job, channel)
     channel.send(READY)
     process.reset_signals()
-    if job.seccomp and job.credentials.no_new_privileges:
+    if job.seccomp and job.listener is None and job.credentials.no_new_privileges:
         security.install_filter(job.seccomp)
     try:
         process.execute(path, job.process, env, job.preserved)

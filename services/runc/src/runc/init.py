@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-    from runc.job import Job
+    from runc.job import ExecJob, Job
 
 _IFF_UP = 1
 _SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
@@ -80,23 +80,36 @@ def _run(job: Job, channel: Channel) -> None:
         raise RuntimeFailure(f"error during container init: {describe(error)}") from error
     if job.seccomp and not job.credentials.no_new_privileges:
         # Without no_new_privs a filter needs CAP_SYS_ADMIN, which `become` may take away.
-        security.install_filter(job.seccomp)
+        install_filter(job, channel)
     process.become(job.credentials)
     job.process["env"] = [*job.process.get("env", []), *job.listen_env]
     env = process.environment(job.process)
     path = process.look_up(job.process["args"][0], env)
+    if job.listener is not None and job.credentials.no_new_privileges:
+        # As late as the runtime can still take the notifications.
+        install_filter(job, channel)
     channel.send(READY)
     channel.close()
     _wait_for_start(proc_fds, job.fifo_fd)
     os.close(proc_fds)
     hooks.run("startContainer", job.spec.get("hooks", {}), oci_state(job.container, "created"))
     process.reset_signals()
-    if job.seccomp and job.credentials.no_new_privileges:
+    if job.seccomp and job.listener is None and job.credentials.no_new_privileges:
         security.install_filter(job.seccomp)
     try:
         process.execute(path, job.process, env, job.preserved, job.launcher_fd)
     except OSError as error:
         raise RuntimeFailure(process.execution_failure(path, error)) from error
+
+
+def install_filter(job: Job | ExecJob, channel: Channel) -> None:
+    """Install the filter, and have its notifications taken if it has any."""
+    if job.listener is None:
+        security.install_filter(job.seccomp)
+    else:
+        from runc import listener
+
+        listener.install(job.seccomp, channel)
 
 
 def _needed(job: Job, channel: Channel) -> set[int]:

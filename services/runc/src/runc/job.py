@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from gantry.oci.runtime import Device, Process, Spec
     from runc.cgroups.control import Joining
     from runc.cgroups.hierarchy import Paths
+    from runc.listener import Listener
     from runc.logs import Log
     from runc.mounts import MountStep
     from runc.namespaces import NamespacePlan
@@ -57,6 +58,7 @@ class Job:
         "joining",
         "launcher_fd",
         "listen_env",
+        "listener",
         "log",
         "mounts",
         "namespaces",
@@ -84,6 +86,7 @@ class Job:
     cgroups: Paths
     credentials: Credentials
     scheduling: Scheduling | None
+    listener: Listener | None
     seccomp: bytes
     """The compiled filter with its flags in front, empty for none."""
     log: Log
@@ -112,6 +115,7 @@ class ExecJob:
         "credentials",
         "joining",
         "listen_env",
+        "listener",
         "preserved",
         "process",
         "scheduling",
@@ -123,6 +127,7 @@ class ExecJob:
     credentials: Credentials
     joining: Joining
     scheduling: Scheduling | None
+    listener: Listener | None
     seccomp: bytes
     console: _socket.socket | None
     preserved: int

@@ -19,6 +19,9 @@ The choreography of `create` (and of `run`, which goes on with `start`):
     exits                                            opens the FIFO for writing: waits there for `start`,
                                                      then startContainer hooks, seccomp filter, execve
 
+With a seccomp profile that notifies an agent, init says NOTIFY with the number of the descriptor before READY, and
+waits for a GO of its own, which it gets when the runtime has fetched the descriptor (see `listener`).
+
 FAILED, with a text, can come instead of any message of init, which ends then. A socket that is closed without READY
 means that init died. A runtime that dies closes the socket, and init ends at its next step: nothing is left running
 that no state file knows.
@@ -39,6 +42,7 @@ GO = b"go"
 PREPARED = b"prepared"
 READY = b"ready"
 FAILED = b"failed"
+NOTIFY = b"notify"
 _SIZE = 65536
 
 

@@ -19,6 +19,7 @@ def load() -> None:
         "idmap",
         "init",
         "keyring",
+        "listener",
         "protection",
         "scheduling",
         "seccomp",

@@ -10,7 +10,7 @@ import ctypes
 import os
 import sys
 
-from runc import jsontext
+from runc import jsontext, listener, security
 from runc.errors import RuntimeFailure, system_text
 from runc.security import HEADER
 
@@ -36,11 +36,11 @@ ACTIONS = {
     "SCMP_ACT_KILL_PROCESS": 0x80000000,
     "SCMP_ACT_TRAP": 0x00030000,
     "SCMP_ACT_ERRNO": 0x00050000,
+    "SCMP_ACT_NOTIFY": 0x7FC00000,
     "SCMP_ACT_TRACE": 0x7FF00000,
     "SCMP_ACT_LOG": 0x7FFC0000,
     "SCMP_ACT_ALLOW": 0x7FFF0000,
 }
-NOTIFY = "SCMP_ACT_NOTIFY"
 _WITH_DATA = ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE")
 _PERMISSIVE = ("SCMP_ACT_ALLOW", "SCMP_ACT_LOG")
 
@@ -80,11 +80,16 @@ ARCHITECTURES = tuple(
     )
 )
 
+# For all threads at once (TSYNC) is nothing to ask for: the process that installs the filter has one thread.
 FLAGS = {
-    "SECCOMP_FILTER_FLAG_TSYNC": 0x1,
+    "SECCOMP_FILTER_FLAG_TSYNC": 0x0,
     "SECCOMP_FILTER_FLAG_LOG": 0x2,
     "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 0x4,
+    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": 0x20,
 }
+_NEW_LISTENER = 0x8
+_WAIT_KILLABLE = "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"
+_DEFAULT_FLAGS = ["SECCOMP_FILTER_FLAG_SPEC_ALLOW"]
 
 _EPERM, _ENOSYS = 1, 38
 _ATTRIBUTE_OPTIMIZE = 8
@@ -115,6 +120,7 @@ def compiled(profile: Seccomp, log: Log) -> bytes:
     """The filter of a profile, as `security.install_filter` takes it. Raises RuntimeFailure naming what is wrong."""
     check(profile)
     library = _load()
+    log.debug(f"seccomp filter flags: {flag_bits(profile)}")
     key = _cache_key(profile, library)
     found = _cached(key)
     if found:
@@ -133,14 +139,26 @@ def action_value(action: str, errno_ret: int | None) -> int:
 
 
 def flag_bits(profile: Seccomp) -> int:
-    """SECCOMP_FILTER_FLAG_* of the profile."""
-    return sum({FLAGS[flag] for flag in profile.get("flags", [])})
+    """SECCOMP_FILTER_FLAG_* of the profile; one that names none, not even an empty list, gets the harmless one."""
+    bits = sum({FLAGS[flag] for flag in profile.get("flags", _DEFAULT_FLAGS)})
+    notifies = any(rule["action"] == listener.ACTION for rule in profile.get("syscalls", []))
+    return bits | (_NEW_LISTENER if notifies else 0)
+
+
+def supported_flags() -> list[str]:
+    """Those of FLAGS that the kernel knows."""
+    # The last one goes with a listener only.
+    return [
+        name
+        for name, bits in FLAGS.items()
+        if security.knows_filter_flags(bits | (_NEW_LISTENER if bits == FLAGS[_WAIT_KILLABLE] else 0))
+    ]
 
 
 def check(profile: Seccomp) -> None:
     """Raises RuntimeFailure for what is malformed, or not supported."""
-    if profile.get("listenerPath") or profile.get("listenerMetadata"):
-        raise RuntimeFailure("seccomp listenerPath (SCMP_ACT_NOTIFY) is not supported")
+    if profile.get("listenerMetadata") and not profile.get("listenerPath"):
+        raise RuntimeFailure("seccomp listenerMetadata is given without listenerPath")
     _check_action(profile["defaultAction"], profile.get("defaultErrnoRet"))
     for name in profile.get("architectures", []):
         if name not in ARCHITECTURES:
@@ -160,8 +178,6 @@ def check(profile: Seccomp) -> None:
 
 
 def _check_action(action: str, errno_ret: int | None) -> None:
-    if action == NOTIFY:
-        raise RuntimeFailure("seccomp action SCMP_ACT_NOTIFY is not supported")
     if action not in ACTIONS:
         raise RuntimeFailure(f'invalid seccomp action "{action}"')
     if errno_ret is not None and action not in _WITH_DATA:
@@ -316,7 +332,8 @@ def _cache_key(profile: Seccomp, library: ctypes.CDLL) -> str:
     # struct scmp_version: major, minor, micro.
     library.seccomp_version.restype = ctypes.POINTER(ctypes.c_uint * 3)
     version = bytes(library.seccomp_version().contents)
-    key: str = sha256(version + bytes((_FORMAT,)) + jsontext.dumps(profile).encode()).hexdigest()
+    filtering = {name: value for name, value in profile.items() if not name.startswith("listener")}
+    key: str = sha256(version + bytes((_FORMAT,)) + jsontext.dumps(filtering).encode()).hexdigest()
     return key
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 
 from gantry.linux.libc import MACHINE, syscall
@@ -24,16 +25,25 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
 
-def install_filter(compiled: bytes) -> None:
-    """seccomp(2): install a compiled filter. Raises RuntimeFailure."""
+def install_filter(compiled: bytes) -> int:
+    """seccomp(2): install a compiled filter; gives what it gives, the listener's descriptor. Raises RuntimeFailure."""
     flags = int.from_bytes(compiled[:HEADER], "little")
     code = compiled[HEADER:]
     buffer = ctypes.create_string_buffer(code, len(code))
     program = _Program(len(code) // _INSTRUCTION, ctypes.addressof(buffer))
     try:
-        syscall(_NR_SECCOMP, "seccomp", _SET_MODE_FILTER, flags, ctypes.byref(program))
+        return syscall(_NR_SECCOMP, "seccomp", _SET_MODE_FILTER, flags, ctypes.byref(program))
     except OSError as error:
         raise RuntimeFailure(f"unable to load the seccomp filter: {system_text(error)}") from error
+
+
+def knows_filter_flags(flags: int) -> bool:
+    """Does the kernel know these SECCOMP_FILTER_FLAG_*? It looks at them before it looks for the program (EFAULT)."""
+    try:
+        syscall(_NR_SECCOMP, "seccomp", _SET_MODE_FILTER, flags, None)
+    except OSError as error:
+        return error.errno == errno.EFAULT
+    return True
 
 
 def check_labels(process: Process) -> None:

@@ -31,7 +31,10 @@ def test_conditions_on_one_argument_are_alternatives() -> None:
     ("profile", "message"),
     [
         ({"defaultAction": "X"}, 'invalid seccomp action "X"'),
-        ({"defaultAction": "SCMP_ACT_NOTIFY"}, "SCMP_ACT_NOTIFY is not supported"),
+        (
+            {"defaultAction": "SCMP_ACT_ALLOW", "listenerMetadata": "x"},
+            "listenerMetadata is given without listenerPath",
+        ),
         ({"defaultAction": "SCMP_ACT_ALLOW", "defaultErrnoRet": 1}, "errnoRet can not be given"),
         ({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["VAX"]}, 'architecture "VAX"'),
         ({"defaultAction": "SCMP_ACT_ALLOW", "flags": ["X"]}, 'flag "X"'),

@@ -126,10 +126,11 @@ def _job(context: Context, container: Container, wanted: Process, options: Optio
     job.scheduling = creation.planned_scheduling(wanted, container.spec, added=True)
     job.console = None
     job.preserved, job.listen_env = creation.preserved_descriptors(options.number("preserve-fds"))
-    job.seccomp = b""
+    job.seccomp, job.listener = b"", None
     if container.spec["linux"].get("seccomp"):
-        from runc import seccomp
+        from runc import listener, seccomp
 
+        job.listener = listener.plan(container.spec["linux"]["seccomp"])
         job.seccomp = seccomp.compiled(container.spec["linux"]["seccomp"], context.log)
     return job
 

@@ -35,7 +35,7 @@ def document() -> dict[str, object]:
                 "operators": sorted(seccomp.OPERATORS),
                 "archs": sorted(seccomp.ARCHITECTURES),
                 "knownFlags": sorted(seccomp.FLAGS),
-                "supportedFlags": sorted(seccomp.FLAGS),
+                "supportedFlags": sorted(seccomp.supported_flags()),
             },
             "apparmor": {"enabled": True},
             "selinux": {"enabled": True},
