@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support import programs
-from support.engine import busybox_tar, unmount_below
+from support.engine import await_true, busybox_tar, unmount_below
 from support.machine import MARK
 
 
@@ -66,11 +66,16 @@ class Podman:
 
 
 def remove_monitor_cgroups() -> None:
-    """podman leaves the empty groups of its monitors."""
-    for name in ("libpod_parent/conmon", "libpod_parent"):
-        for group in Path("/sys/fs/cgroup").glob(f"**/{name}"):
-            with contextlib.suppress(OSError):
-                group.rmdir()
+    """podman leaves the groups of its monitors, which are empty once the monitors have ended."""
+
+    def removed() -> bool:
+        for name in ("libpod_parent/conmon", "libpod_parent"):
+            for group in Path("/sys/fs/cgroup").glob(f"**/{name}"):
+                with contextlib.suppress(OSError):
+                    group.rmdir()
+        return not any(Path("/sys/fs/cgroup").glob("**/libpod_parent"))
+
+    await_true(removed, "podman's monitors do not end", 10)
 
 
 @pytest.fixture(params=["ours", "real"])

@@ -25,7 +25,8 @@ def test_a_second_daemon_is_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "docker.pid")
     first = PidFile(path, str(tmp_path))
     assert Path(path).read_text() == str(os.getpid())
-    words = f"failed to start daemon, ensure docker is not running or delete {path}: process with PID {os.getpid()} is still running"
+    words = f"failed to start daemon, ensure docker is not running or delete {path}: "
+    words += f"process with PID {os.getpid()} is still running"
     with pytest.raises(DaemonError) as raised:
         PidFile(path, str(tmp_path), patience=0)
     assert str(raised.value) == words
