@@ -6,10 +6,11 @@ when the engine is killed. It is read-only: while a container runs, its own moun
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from dockerd import errors
@@ -68,11 +69,28 @@ def _open_overlay(options: list[str]) -> int:
     layers += settings.get("lowerdir", "").split(":")
     if len(layers) == 1:
         return os.open(layers[0], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    context = mount.fsopen("overlay")
-    try:
+    with ExitStack() as opened:
+        context = mount.fsopen("overlay")
+        opened.callback(os.close, context)
         mount.fsconfig(context, mount.FSCONFIG_SET_STRING, "source", "overlay")
-        mount.fsconfig(context, mount.FSCONFIG_SET_STRING, "lowerdir", ":".join(layers))
+        _configure_layers(context, layers, opened)
         mount.fsconfig(context, mount.FSCONFIG_CMD_CREATE)
         return mount.fsmount(context, mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NODEV | mount.MOUNT_ATTR_NOSUID)
-    finally:
-        os.close(context)
+
+
+def _configure_layers(context: int, layers: Sequence[str], opened: ExitStack) -> None:
+    """Tell of the lower directories, the topmost first: one by one where the kernel has that (Linux 6.5)."""
+    try:
+        for layer in layers:
+            mount.fsconfig(context, mount.FSCONFIG_SET_STRING, "lowerdir+", layer)
+        return
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    # One string has at most 255 bytes (fsconfig(2)): the layers go by short names.
+    names = []
+    for layer in layers:
+        fd = os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        opened.callback(os.close, fd)
+        names.append(f"/proc/self/fd/{fd}")
+    mount.fsconfig(context, mount.FSCONFIG_SET_STRING, "lowerdir", ":".join(names))
