@@ -28,13 +28,25 @@ __all__ = ["MODULES", "create_app"]
 
 _log = logging.getLogger(__name__)
 
-MODULES = ("system", "events", "containers", "logs", "attach", "exec", "images", "networks", "volumes", "absent")
+MODULES = (
+    "system",
+    "events",
+    "containers",
+    "logs",
+    "attach",
+    "exec",
+    "archive",
+    "images",
+    "networks",
+    "volumes",
+    "absent",
+)
 
 _VERSION = "gantry.api_version"
 """The WSGI environment's key for the version prefix."""
 
 # The real engine routes HEAD for these only; elsewhere it is a page that does not exist.
-_HEAD_ENDPOINTS = frozenset({"system.ping", "containers.archive_info"})
+_HEAD_ENDPOINTS = frozenset({"system.ping", "archive.info"})
 
 WSGI = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 

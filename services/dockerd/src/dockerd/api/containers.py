@@ -294,32 +294,3 @@ def prune() -> flask.Response:
     return request.json_reply(
         {"ContainersDeleted": [container.id for container in removed] or None, "SpaceReclaimed": reclaimed}
     )
-
-
-@blueprint.get("/containers/<reference>/changes")
-def changes(reference: str) -> NoReturn:
-    """Not offered yet."""
-    _not_yet(reference, "docker diff (/containers/{id}/changes)")
-
-
-@blueprint.get("/containers/<reference>/export")
-def export(reference: str) -> NoReturn:
-    """Not offered yet."""
-    _not_yet(reference, "docker export (/containers/{id}/export)")
-
-
-@blueprint.route("/containers/<reference>/archive", methods=["HEAD"])
-def archive_info(reference: str) -> NoReturn:
-    """Not offered yet."""
-    _not_yet(reference, "docker cp (/containers/{id}/archive)")
-
-
-@blueprint.route("/containers/<reference>/archive", methods=["GET", "PUT"])
-def archive(reference: str) -> NoReturn:
-    """Not offered yet."""
-    _not_yet(reference, "docker cp (/containers/{id}/archive)")
-
-
-def _not_yet(reference: str, what: str) -> NoReturn:
-    current_engine().containers.get(reference)
-    raise errors.NotSupported(f"{what} is not supported by this engine yet")

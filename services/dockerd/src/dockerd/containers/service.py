@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 from google.protobuf import any_pb2
@@ -94,6 +94,7 @@ class ContainerService:
         self._lifecycle = Lifecycle(parts, self._starting, self._exits, self._discard)
         self._reconciler = Reconciler(parts, self._creation, self._starting, self._exits, self._removal)
         self._monitor = Monitor(containerd, self._on_event, self._on_connected)
+        self._archives = Archives(parts)
         self._exec_exited: Callable[[task_events.TaskExit], None] = lambda _event: None
         self._exec_forget: Callable[[str], None] = lambda _container_id: None
         self._adopted = threading.Event()
@@ -322,6 +323,29 @@ class ContainerService:
         """What the images need to know before one of them is removed."""
         containers = [handle.container for handle in self._registry.all()]
         return [ImageUse(entry.id, entry.image_id, entry.state.running) for entry in containers]
+    def path_status(self, reference: str, path: str) -> PathStatus:
+        """What is at a path of it. Raises NotFound."""
+        return self._archives.status(self._registry.find(reference), reference, path)
+
+    def read_archive(self, reference: str, path: str) -> tuple[PathStatus, Iterator[bytes]]:
+        """A tar archive of what is at a path of it, to be closed. Raises NotFound."""
+        return self._archives.read(self._registry.find(reference), reference, path)
+
+    def write_archive(
+        self, reference: str, path: str, archive: IO[bytes], *, copy_owner: bool, keep_kinds: bool
+    ) -> None:
+        """Extract a tar archive into a directory of it. See :meth:`Archives.write`."""
+        handle = self._registry.find(reference)
+        self._archives.write(handle, reference, path, archive, copy_owner=copy_owner, keep_kinds=keep_kinds)
+
+    def export(self, reference: str) -> Iterator[bytes]:
+        """A tar archive of its root file system, to be closed. Raises Conflict when it is being removed."""
+        return self._archives.export(self._registry.find(reference))
+
+    def changes(self, reference: str) -> list[Change]:
+        """What it has changed in its root file system."""
+        return self._archives.changes(self._registry.find(reference))
+
 
     def _end(self, handle: Handle) -> None:
         """Make the container's process end, for a removal by force."""
