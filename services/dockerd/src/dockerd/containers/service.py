@@ -16,6 +16,8 @@ from google.protobuf import any_pb2
 from dockerd import errors
 from dockerd.config import Config
 from dockerd.containers import host, names, spec, timestamps, validation
+from dockerd.containers.archive import Archives, PathStatus
+from dockerd.containers.changes import Change
 from dockerd.containers.creation import Creation
 from dockerd.containers.exits import Exits
 from dockerd.containers.lifecycle import Lifecycle
@@ -90,11 +92,11 @@ class ContainerService:
         self._starting = Starting(parts)
         self._creation = Creation(parts)
         self._removal = Removal(parts, self._starting)
+        self._archives = Archives(parts)
         self._exits = Exits(parts, self._starting, self._discard)
         self._lifecycle = Lifecycle(parts, self._starting, self._exits, self._discard)
         self._reconciler = Reconciler(parts, self._creation, self._starting, self._exits, self._removal)
         self._monitor = Monitor(containerd, self._on_event, self._on_connected)
-        self._archives = Archives(parts)
         self._exec_exited: Callable[[task_events.TaskExit], None] = lambda _event: None
         self._exec_forget: Callable[[str], None] = lambda _container_id: None
         self._adopted = threading.Event()
@@ -319,10 +321,6 @@ class ContainerService:
                 sizes[container.id] = 0
         return sizes
 
-    def _image_uses(self) -> list[ImageUse]:
-        """What the images need to know before one of them is removed."""
-        containers = [handle.container for handle in self._registry.all()]
-        return [ImageUse(entry.id, entry.image_id, entry.state.running) for entry in containers]
     def path_status(self, reference: str, path: str) -> PathStatus:
         """What is at a path of it. Raises NotFound."""
         return self._archives.status(self._registry.find(reference), reference, path)
@@ -346,6 +344,10 @@ class ContainerService:
         """What it has changed in its root file system."""
         return self._archives.changes(self._registry.find(reference))
 
+    def _image_uses(self) -> list[ImageUse]:
+        """What the images need to know before one of them is removed."""
+        containers = [handle.container for handle in self._registry.all()]
+        return [ImageUse(entry.id, entry.image_id, entry.state.running) for entry in containers]
 
     def _end(self, handle: Handle) -> None:
         """Make the container's process end, for a removal by force."""
