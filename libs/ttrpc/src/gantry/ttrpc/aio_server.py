@@ -52,7 +52,8 @@ class Server:
         """Accepts on a listening unix socket from now on; the server owns it."""
         listener.setblocking(False)
         loop = asyncio.get_running_loop()
-        self._servers.append(await loop.create_unix_server(lambda: _Connection(self), sock=listener))
+        # Not create_unix_server: from Python 3.13 on it removes the socket's file in the end, which may be another's by then.
+        self._servers.append(await loop.create_server(lambda: _Connection(self), sock=listener))
 
     async def close(self) -> None:
         """Closes listeners and connections; handlers under way are cancelled."""
