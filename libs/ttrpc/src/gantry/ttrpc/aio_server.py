@@ -52,7 +52,7 @@ class Server:
         """Accepts on a listening unix socket from now on; the server owns it."""
         listener.setblocking(False)
         loop = asyncio.get_running_loop()
-        # Not create_unix_server: from Python 3.13 on it removes the socket's file in the end, which may be another's by then.
+        # Not create_unix_server: from Python 3.13 on it removes the socket's file, by then perhaps another's.
         self._servers.append(await loop.create_server(lambda: _Connection(self), sock=listener))
 
     async def close(self) -> None:
