@@ -7,6 +7,8 @@ import pytest
 
 from containerd import config
 from containerd.cli import main
+from containerd.runtime.options import configured_options
+from gantry.contracts.containerd.runc.v1.oci_pb2 import Options
 
 
 def _load(tmp_path: Path, text: str) -> config.Config:
@@ -125,7 +127,7 @@ def test_what_is_dumped_can_be_read_back(tmp_path: Path, capsys: pytest.CaptureF
     printed = capsys.readouterr().out
     table = tomllib.loads(printed)
     assert (table["version"], table["root"], table["state"]) == (3, '/r"x', "/s")
-    assert table["plugins"] == {"a.b": {"x": ["1", 2], "deep": {"y": True}}}
+    assert table["plugins"]["a.b"] == {"x": ["1", 2], "deep": {"y": True}}
     (tmp_path / "again.toml").write_text(printed)
     again = config.load(str(tmp_path / "again.toml"), required=True)
     assert (again.warnings, config.dump(again)) == ((), printed)
@@ -139,3 +141,27 @@ def test_the_command_line_says_what_is_wrong(tmp_path: Path, capsys: pytest.Capt
     assert "cannot read" in capsys.readouterr().err
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("containerd gantry v")
+
+
+def test_options_of_a_runtime(tmp_path: Path) -> None:
+    """As containerd spells them; what is not one of them is named."""
+    table = 'version = 3\n[plugins."io.containerd.runtime.v2.task".runtimes."io.containerd.runc.v2".options]\n'
+    loaded = _load(tmp_path, table + 'BinaryName = "crun"\nSystemdCgroup = true\nRoot = "/run/x"\n')
+    found = configured_options(loaded.plugin("io.containerd.runtime.v2.task"))
+    options = Options.FromString(found["io.containerd.runc.v2"].value)
+    assert (options.binary_name, options.systemd_cgroup, options.root) == ("crun", True, "/run/x")
+    for wrong in ("Binary = 1", "BinaryName = 1"):
+        with pytest.raises(config.ConfigError, match="Binary"):
+            configured_options(_load(tmp_path, table + wrong).plugin("io.containerd.runtime.v2.task"))
+
+
+def test_a_plugin_of_version_2_is_known_by_its_newer_name(tmp_path: Path) -> None:
+    """Its settings and whether it is disabled; and a dump names the defaults of the others."""
+    name = "io.containerd.internal.v1.restart"
+    loaded = _load(tmp_path, f'version = 2\ndisabled_plugins = ["{name}"]\n[plugins."{name}"]\ninterval = "1m5s"\n')
+    newer = "io.containerd.monitor.container.v1.restart"
+    assert loaded.duration(newer, "interval", 1.0) == 65
+    assert loaded.disabled(newer)
+    dumped = tomllib.loads(config.dump(loaded))["plugins"]
+    assert dumped[newer] == {"interval": "1m5s"}
+    assert dumped["io.containerd.transfer.v1.local"] == {"config_path": ""}

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from containerd.durations import duration
+
 __all__ = ["Config", "ConfigError", "dump", "load"]
 
 DEFAULT_PATH = "/etc/gantry/containerd/config.toml"
@@ -63,9 +65,6 @@ _TOP = {
     "imports": "",
 }
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
-_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-
 TIMEOUTS = {
     # Seconds. The names are containerd's; the last two are for calls that containerd bounds by the client's alone.
     "io.containerd.timeout.shim.load": 5.0,
@@ -76,6 +75,17 @@ TIMEOUTS = {
     "io.gantry.timeout.shim.start": 60.0,
     "io.gantry.timeout.shim.call": 300.0,
 }
+
+
+RENAMED = {"io.containerd.internal.v1.restart": "io.containerd.monitor.container.v1.restart"}
+"""Plugins whose id in a file of version 2 is another one."""
+
+PLUGIN_DEFAULTS: dict[str, dict[str, Any]] = {
+    "io.containerd.monitor.container.v1.restart": {"interval": "10s"},
+    "io.containerd.runtime.v2.task": {"runtimes": {}},
+    "io.containerd.transfer.v1.local": {"config_path": ""},
+}
+"""The plugins that have something to configure."""
 
 
 class ConfigError(Exception):
@@ -134,9 +144,9 @@ class Config:
         text = self.plugin(plugin_id).get(key)
         return default if text is None else _seconds(text, f"plugins.{plugin_id}.{key}")
 
-    def disabled(self, *plugin_ids: str) -> bool:
-        """Tell whether ``disabled_plugins`` names a plugin by one of its ids."""
-        return any(plugin_id in self.disabled_plugins for plugin_id in plugin_ids)
+    def disabled(self, plugin_id: str) -> bool:
+        """Tell whether ``disabled_plugins`` names a plugin."""
+        return plugin_id in self.disabled_plugins
 
     def timeout(self, name: str) -> float:
         """Return a named timeout in seconds."""
@@ -205,12 +215,13 @@ def _merge(config: Config, table: dict[str, Any], path: str) -> Config:
             timeouts[name] = _seconds(text, f"{path}: timeouts.{name}")
         else:
             warnings.append(f"{path}: timeouts.{name} is not supported and has no effect")
-    disabled = tuple(map(str, _value(table, "disabled_plugins", list, path, [])))
+    disabled = tuple(RENAMED.get(str(name), str(name)) for name in _value(table, "disabled_plugins", list, path, []))
     imports = tuple(map(str, _value(table, "imports", list, path, [])))
     plugins = {**config.plugins}
     for name, settings in _value(table, "plugins", dict, path, {}).items():
         if not isinstance(settings, dict):
             raise ConfigError(f"{path}: plugins.{name} is not a table")
+        name = RENAMED.get(name, name)
         plugins[name] = {**plugins.get(name, {}), **settings}
     changes = {key: value for key, value in changes.items() if value != "" or key not in ("log_level", "log_format")}
     return replace(
@@ -234,11 +245,10 @@ def _value(table: Mapping[str, Any], key: str, kind: type, where: str, default: 
 
 
 def _seconds(text: Any, where: str) -> float:
-    """Read a Go duration: ``1m30s``."""
-    parts = _DURATION.findall(text) if isinstance(text, str) else []
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise ConfigError(f"{where}: {text!r} is not a duration such as 5s or 1m30s")
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+    try:
+        return duration(text if isinstance(text, str) else repr(text))
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def dump(config: Config) -> str:
@@ -260,7 +270,8 @@ def dump(config: Config) -> str:
     lines += ["", "[timeouts]"]
     lines += [f"  {_toml(name)} = {_toml(f'{seconds:g}s')}" for name, seconds in sorted(config.timeouts.items())]
     lines += ["", "[plugins]"]
-    for name, settings in sorted(config.plugins.items()):
+    for name, settings in sorted({**PLUGIN_DEFAULTS, **config.plugins}.items()):
+        settings = {**PLUGIN_DEFAULTS.get(name, {}), **settings}
         lines += _toml_table(f"plugins.{_key(name)}", settings)
     return "\n".join(lines) + "\n"
 

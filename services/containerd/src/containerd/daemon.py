@@ -223,11 +223,9 @@ class Daemon:
     ) -> None:
         """Begin to keep containers as their labels want them, unless the configuration disables it."""
         config = self.config
-        if config.disabled(*_RESTART_MONITOR):
+        if config.disabled(_RESTART_MONITOR):
             return
-        interval = restart.DEFAULT_INTERVAL
-        for plugin in _RESTART_MONITOR:
-            interval = config.duration(plugin, "interval", interval)
+        interval = config.duration(_RESTART_MONITOR, "interval", restart.DEFAULT_INTERVAL)
         monitor = restart.Monitor(interval, containers, restarts, tasks, storage.mounts, events)
         self._cleanup.push_async_callback(monitor.stop)
         monitor.start()
@@ -302,7 +300,7 @@ class Daemon:
             *(PluginInfo("io.containerd.grpc.v1", name) for name in _SERVICES),
             PluginInfo("io.containerd.grpc.v1", "healthcheck"),
         ]
-        if not self.config.disabled(*_RESTART_MONITOR):
+        if not self.config.disabled(_RESTART_MONITOR):
             plugins.append(PluginInfo(_RESTART_PLUGIN, "restart", capabilities=restart.CAPABILITIES))
         if self._template is not None and self._template.running:
             exports = {"address": self._template.path}
@@ -311,8 +309,7 @@ class Daemon:
 
 
 _RESTART_PLUGIN = "io.containerd.monitor.container.v1"
-_RESTART_MONITOR = ("io.containerd.internal.v1.restart", f"{_RESTART_PLUGIN}.restart")
-"""The plugin's id in a config.toml of version 2, and of version 3."""
+_RESTART_MONITOR = f"{_RESTART_PLUGIN}.restart"
 
 _SERVICES = ("containers", "events", "introspection", "leases", "namespaces", "streaming", "tasks", "version")
 _LOCAL = ("containers", "introspection", "namespaces", "tasks")

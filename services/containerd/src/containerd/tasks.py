@@ -31,6 +31,7 @@ from containerd.errors import (
 from containerd.identifiers import validate_identifier
 from containerd.metadata.containers import Container
 from containerd.runtime.bootstrap import Exit
+from containerd.runtime.options import PLUGIN, configured_options
 from containerd.runtime.shim import Shim, ShimGone
 from containerd.runtime.shims import Shims
 from gantry.contracts.containerd.runc.v1 import oci_pb2
@@ -99,11 +100,14 @@ class Metric:
 class Tasks:
     """All tasks. ``container`` looks a container up and raises :class:`NotFound`; it is called in a thread.
 
+    Raises :class:`~containerd.config.ConfigError` for options of a runtime that cannot be.
+
     In every method ``timeout`` is what is left of the caller's time in seconds, None when it waits as long as it takes.
     """
 
     def __init__(self, config: Config, shims: Shims, container: Callable[[str, str], Container]) -> None:
         self._config = config
+        self._options = configured_options(config.plugin(PLUGIN))
         self._shims = shims
         self._container = container
 
@@ -127,6 +131,8 @@ class Tasks:
         # Options that say nothing are none: the client library always sends the message.
         chosen = options if options is not None and options.value else container.runtime_options
         runtime = runtime_path or container.runtime
+        if chosen is None or not chosen.value:
+            chosen = self._options.get(container.runtime, chosen)
         try:
             shim = await self._shims.start(namespace, container_id, spec, runtime, chosen, fork=not _joins_a_pod(spec))
         except AlreadyExists:

@@ -430,7 +430,7 @@ def test_credentials_are_not_sent_in_the_clear(world: Any, fake: FakeRegistry) -
     """A registry with TLS cannot have the password sent to a server without."""
     from containerd.transfer.registry.auth import Authorizer, Challenge
 
-    authorizer = Authorizer("r.example", None, lambda: Credentials("me", "s"), True, lambda url: {})  # type: ignore[arg-type]
+    authorizer = Authorizer("r.example", None, lambda: Credentials("me", "s"), lambda url: {})  # type: ignore[arg-type]
     authorizer._challenge = Challenge("bearer", {"realm": "http://elsewhere.example/token"})
     with pytest.raises(Unauthenticated, match="refusing to send credentials to http://elsewhere"):
         authorizer.header(("s",), secure=True)
@@ -570,7 +570,7 @@ def test_hosts_toml(tmp_path: Path) -> None:
     first, second, last = hosts_for("r.example", str(tmp_path))
     assert (first.name, first.scheme, first.path, first.mirror) == ("mirror.example", "https", "/path", True)
     assert first.capabilities == frozenset({"pull"})
-    assert first.verify == f"{folder}/ca.pem"
+    assert first.authorities == (f"{folder}/ca.pem",)
     assert first.certificates == ((f"{folder}/c.pem", f"{folder}/k.pem"),)
     assert first.headers == {"x": "1"}
     assert (second.scheme, second.path, second.verify) == ("http", "/v2", False)
@@ -584,6 +584,37 @@ def test_hosts_toml(tmp_path: Path) -> None:
         hosts_for("r.example", str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("value", "pairs"),
+    [
+        ('"both.pem"', [("both.pem", "both.pem")]),
+        ('["a.pem", "b.pem"]', [("a.pem", "a.pem"), ("b.pem", "b.pem")]),
+        ('[["a.pem", "a.key"], ["/b.pem", ""]]', [("a.pem", "a.key"), ("/b.pem", "/b.pem")]),
+    ],
+)
+def test_client_certificates_of_hosts_toml(tmp_path: Path, value: str, pairs: list[tuple[str, str]]) -> None:
+    """One file, files, or pairs of files; relative to the folder; and so several authorities."""
+    folder = tmp_path / "r.example"
+    folder.mkdir()
+    (folder / "hosts.toml").write_text(f'client = {value}\nca = ["one.pem", "/two.pem"]\ndial_timeout = "1500ms"\n')
+    (host,) = hosts_for("r.example", f"{tmp_path}/missing:{tmp_path}")
+    assert host.certificates == tuple((str(folder / one), str(folder / two)) for one, two in pairs)
+    assert host.authorities == (f"{folder}/one.pem", "/two.pem")
+    assert (host.scheme, host.timeout) == ("https", 1.5)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["ca = 5", "client = [[1]]", 'dial_timeout = "soon"', "skip_verify = 1", "header = {x = 1}", "host = {a = 1}"],
+)
+def test_mistakes_in_hosts_toml_are_refused(tmp_path: Path, text: str) -> None:
+    """The message names the file."""
+    (tmp_path / "r.example").mkdir()
+    (tmp_path / "r.example" / "hosts.toml").write_text(text)
+    with pytest.raises(InvalidArgument, match=r"hosts\.toml"):
+        hosts_for("r.example", str(tmp_path))
+
+
 def test_docker_certificates(tmp_path: Path) -> None:
     """Where there is no hosts.toml, the files of certs.d are used; a certificate needs its key."""
     folder = tmp_path / "r.example_5000_"
@@ -591,7 +622,7 @@ def test_docker_certificates(tmp_path: Path) -> None:
     for name in ("ca.crt", "client.cert", "client.key"):
         (folder / name).touch()
     (host,) = hosts_for("r.example:5000", str(tmp_path))
-    assert host.verify == f"{folder}/ca.crt"
+    assert host.authorities == (f"{folder}/ca.crt",)
     assert host.certificates == ((f"{folder}/client.cert", f"{folder}/client.key"),)
     (folder / "client.key").unlink()
     with pytest.raises(InvalidArgument, match="missing key"):

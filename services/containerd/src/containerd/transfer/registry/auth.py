@@ -8,11 +8,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import requests
-
 from containerd.errors import Unauthenticated, Unavailable
+
+if TYPE_CHECKING:
+    import requests
 
 __all__ = ["Authorizer", "Challenge", "Credentials", "parse_challenges"]
 
@@ -77,13 +79,11 @@ class Authorizer:
         host: str,
         session: requests.Session,
         credentials: Callable[[], Credentials | None],
-        verify: bool | str,
         proxies: Callable[[str], dict[str, str]],
     ) -> None:
         self._host = host
         self._session = session
         self._ask = credentials
-        self._verify = verify
         self._proxies = proxies
         self._lock = threading.Lock()
         self._asked = False
@@ -155,6 +155,8 @@ class Authorizer:
         return "Basic " + base64.b64encode(f"{known.username}:{known.secret}".encode()).decode()
 
     def _fetch(self, challenge: Challenge, scopes: tuple[str, ...], secure: bool) -> tuple[str, float]:
+        from requests import RequestException
+
         realm = challenge.parameters.get("realm", "")
         parts = urlsplit(realm)
         if parts.scheme not in ("http", "https") or not parts.netloc:
@@ -168,14 +170,14 @@ class Authorizer:
             )
         try:
             response = self._request(realm, challenge.parameters.get("service", ""), scopes, known)
-        except requests.RequestException as error:
+        except RequestException as error:
             raise Unavailable(f"failed to fetch token from {realm} for {self._host}: {error}: unavailable") from error
         return self._token(response, realm)
 
     def _request(
         self, realm: str, service: str, scopes: tuple[str, ...], known: Credentials | None
     ) -> requests.Response:
-        options = {"timeout": (10, 30), "verify": self._verify, "proxies": self._proxies(realm)}
+        options = {"timeout": (10, 30), "proxies": self._proxies(realm)}
         if known and known.is_refresh_token:
             form = {
                 "grant_type": "refresh_token",

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
-
-import requests
-import urllib3
 
 from containerd.descriptors import (
     DOCKER_MANIFEST,
@@ -39,6 +37,9 @@ from containerd.transfer.registry.connection import Connection
 from containerd.transfer.registry.hosts import Host
 from gantry.oci.digest import Digest, InvalidDigest
 from gantry.oci.reference import Reference
+
+if TYPE_CHECKING:
+    import requests
 
 __all__ = ["RegistryClient"]
 
@@ -250,6 +251,8 @@ class RegistryClient:
     def _resuming(
         self, connection: Connection, path: str, response: requests.Response, descriptor: Descriptor, offset: int
     ) -> Iterator[bytes]:
+        from urllib3.exceptions import HTTPError
+
         failures = 0
         while True:
             try:
@@ -260,7 +263,7 @@ class RegistryClient:
                 if offset >= descriptor.size:
                     return
                 reason = f"connection closed after {offset} of {descriptor.size} bytes"
-            except (urllib3.exceptions.HTTPError, OSError) as error:
+            except (HTTPError, OSError) as error:
                 reason = str(error)
             finally:
                 response.close()
@@ -336,13 +339,15 @@ def _checked(digest: str, reference: str) -> Digest:
 
 def _server_message(response: requests.Response) -> str:
     """Return what the registry says about its refusal (distribution specification, "Error Codes")."""
+    from urllib3.exceptions import HTTPError
+
     if response.request.method == "HEAD":
         return ""
     try:
         body = response.raw.read(_MAX_ERROR_BODY, decode_content=True)
         errors = json.loads(body.decode("utf-8", "replace")).get("errors", [])
         texts = [f"{item.get('code', '')}: {item.get('message', '')}".strip(": ") for item in errors[:3]]
-    except (ValueError, AttributeError, TypeError, urllib3.exceptions.HTTPError, OSError):
+    except (ValueError, AttributeError, TypeError, HTTPError, OSError):
         return ""
     return "; ".join(text for text in texts if text)[:500]
 

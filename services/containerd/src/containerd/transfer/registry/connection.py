@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-
-import requests
-import urllib3
-from requests.adapters import HTTPAdapter
-from requests.utils import get_environ_proxies
 
 from containerd.errors import Unavailable
 from containerd.transfer.cancellation import Cancellation
 from containerd.transfer.registry.auth import Authorizer, Credentials
 from containerd.transfer.registry.hosts import Host, is_loopback
+from containerd.transfer.registry.tls import adapter, context
 from containerd.version import VERSION
+
+if TYPE_CHECKING:
+    import requests
 
 __all__ = ["Connection"]
 
@@ -42,25 +45,41 @@ class Connection:
         self.host = host
         self._scheme = host.scheme
         self._cancellation = cancellation
+        import requests
+        import urllib3
+
         self._session = requests.Session()
         # Of the environment only the proxies count: the daemon's ~/.netrc is not the client's.
         self._session.trust_env = False
-        adapter = HTTPAdapter(pool_connections=2, pool_maxsize=16, max_retries=0)
-        self._session.mount("https://", adapter)
-        self._session.mount("http://", adapter)
+        self._switching = threading.Lock()
+        self._identity = 0
+        self._identify()
         self._session.headers.clear()
         self._session.headers.update({"User-Agent": f"containerd/{VERSION}", **headers, **host.headers})
-        if host.verify is False:
+        if not host.verify:
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-        if host.certificates:
-            self._session.cert = host.certificates[0]
-        self._authorizer = Authorizer(
-            host.name, self._session, lambda: credentials(host.name), host.verify, self._proxies
-        )
+        self._authorizer = Authorizer(host.name, self._session, lambda: credentials(host.name), self._proxies)
 
     def close(self) -> None:
         """Close the connections."""
         self._session.close()
+
+    def _identify(self) -> None:
+        """Be who our certificate of this turn says."""
+        certificates = self.host.certificates
+        self._session.mount(
+            "https://", adapter(context(self.host, certificates[self._identity] if certificates else None))
+        )
+
+    def _be_another(self, identity: int) -> bool:
+        """The host did not take us for ``identity``: take the next certificate; False when there is none."""
+        with self._switching:
+            if self._identity == identity:
+                if identity + 1 >= len(self.host.certificates):
+                    return False
+                self._identity += 1
+                self._identify()
+        return True
 
     def url(self, path: str) -> str:
         """Return the address of ``path`` (below ``/v2``)."""
@@ -80,17 +99,24 @@ class Connection:
         """Make a request until it has an answer that is worth it; the caller closes the response.
 
         ``path`` is below ``/v2``, or a full address. ``body`` gives the content anew for every attempt.
-        Connection errors, 408, 429 and 5xx are tried again with growing delays; 401 is answered.
+        Connection errors, 408, 429 and 5xx are tried again with growing delays, but not a host that is not there
+        (nobody listens, no such name); 401 is answered.
         Raises :class:`Unavailable` when the host cannot be reached, :class:`Unauthenticated`, :class:`Cancelled`.
         """
+        import requests
+
         delay = _FIRST_DELAY
-        for attempt in range(1, attempts + 1):
+        # As often as certificates are left to try, besides.
+        for attempt in range(1 - max(len(self.host.certificates) - 1, 0), attempts + 1):
             self._cancellation.check()
             last = attempt == attempts
+            identity = self._identity
             try:
                 response = self._authorized(method, path, scopes, headers or {}, body, size)
             except requests.RequestException as error:
-                if last or isinstance(error, requests.exceptions.SSLError):
+                if not _is_absent(error) and self._be_another(identity):
+                    continue
+                if last or isinstance(error, requests.exceptions.SSLError) or _is_absent(error):
                     raise self._unreachable(method, path, error) from error
                 self._cancellation.sleep(delay)
             else:
@@ -137,6 +163,8 @@ class Connection:
         body: Callable[[], Iterable[bytes] | bytes] | None,
         size: int,
     ) -> requests.Response:
+        import requests
+
         content = body() if body is not None else None
         request = requests.Request(method, url, headers=dict(headers), data=content)
         prepared = self._session.prepare_request(request)
@@ -147,9 +175,7 @@ class Connection:
         return self._session.send(
             prepared,
             stream=True,
-            timeout=TIMEOUT,
-            verify=self.host.verify,
-            cert=self._session.cert,
+            timeout=(self.host.timeout or TIMEOUT[0], TIMEOUT[1]),
             proxies=self._proxies(url),
             allow_redirects=method in ("GET", "HEAD"),
         )
@@ -160,6 +186,8 @@ class Connection:
         return any(text in response.raw.read(1024).lower() for text in _PLAIN_TEXT_TO_TLS)
 
     def _proxies(self, url: str) -> dict[str, str]:
+        from requests.utils import get_environ_proxies
+
         return {} if is_loopback(urlsplit(url).netloc) else dict(get_environ_proxies(url))
 
     def _unreachable(self, method: str, path: str, error: requests.RequestException) -> Unavailable:
@@ -168,21 +196,34 @@ class Connection:
         return Unavailable(f'failed to do request: {method.capitalize()} "{address}": {_reason(error)}: unavailable')
 
 
-def _reason(error: BaseException) -> str:
-    """Return the innermost cause in words: libraries wrap it several times, with addresses of objects in between."""
-    inner: BaseException = error
-    seen = 0
-    while seen < 10:
-        seen += 1
-        following = getattr(inner, "reason", None)
+def _innermost(error: BaseException) -> BaseException:
+    """Return the first cause: libraries wrap it several times."""
+    for _ in range(10):
+        following = getattr(error, "reason", None)
         if not isinstance(following, BaseException):
-            following = next((item for item in inner.args if isinstance(item, BaseException)), None) or inner.__cause__
+            following = next((item for item in error.args if isinstance(item, BaseException)), None) or error.__cause__
         if not isinstance(following, BaseException):
             break
-        inner = following
-    text = str(inner.strerror if isinstance(inner, OSError) and inner.strerror else inner)
-    if isinstance(inner, (urllib3.exceptions.ConnectTimeoutError, urllib3.exceptions.ReadTimeoutError)):
+        error = following
+    return error
+
+
+def _is_absent(error: BaseException) -> bool:
+    """Whether a host is not there, which no second attempt a moment later would change."""
+    inner = _innermost(error)
+    if isinstance(inner, socket.gaierror):
+        return inner.errno != socket.EAI_AGAIN
+    return isinstance(inner, OSError) and inner.errno == errno.ECONNREFUSED
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first cause in words, without the addresses of objects that libraries put there."""
+    from urllib3.exceptions import ConnectTimeoutError, ReadTimeoutError
+
+    inner = _innermost(error)
+    if isinstance(inner, (ConnectTimeoutError, ReadTimeoutError)):
         return "i/o timeout"
+    text = str(inner.strerror if isinstance(inner, OSError) and inner.strerror else inner)
     return text.rpartition(">: ")[2] or type(inner).__name__
 
 

@@ -11,10 +11,11 @@ import ipaddress
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
+from containerd.durations import duration
 from containerd.errors import InvalidArgument
 
 __all__ = ["Host", "hosts_for", "is_loopback"]
@@ -22,22 +23,27 @@ __all__ = ["Host", "hosts_for", "is_loopback"]
 CAPABILITIES = ("pull", "resolve", "push")
 _DOCKER_HUB = "registry-1.docker.io"
 _TRUTH = {"pull", "resolve", "push", "referrers"}
+_HOST_KEYS = ("ca", "client", "skip_verify", "capabilities", "header", "dial_timeout", "override_path")
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
     """One server. ``scheme`` is empty when it has to be found out: plain HTTP first, which only loopback may be.
 
-    ``verify`` is False, True or the file of certificate authorities; ``certificates`` are (certificate, key) files.
+    ``authorities`` are files of certificate authorities that are believed besides the system's, unless ``verify`` is
+    False; ``certificates`` are our own, (certificate, key) files of which the host takes one; ``timeout`` is the
+    number of seconds to connect in, 0 for the ordinary one. A header may have several values.
     """
 
     name: str
     scheme: str = "https"
     path: str = "/v2"
     capabilities: frozenset[str] = frozenset(CAPABILITIES)
-    verify: bool | str = True
+    verify: bool = True
+    authorities: tuple[str, ...] = ()
     certificates: tuple[tuple[str, str], ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
+    timeout: float = 0.0
     mirror: bool = False
 
 
@@ -53,8 +59,9 @@ def is_loopback(host: str) -> bool:
 
 
 def hosts_for(registry: str, directory: str = "", default_scheme: str = "") -> list[Host]:
-    """Return the hosts to ask for images of ``registry``, mirrors first.
+    """Return the hosts to ask for images of ``registry``, mirrors first, in the order of the file.
 
+    ``directory`` may be several, with colons between them: the first that has the registry counts.
     Raises :class:`InvalidArgument` for a ``hosts.toml`` with a mistake, naming file and field.
     """
     folder = _folder(registry, directory) if directory else ""
@@ -80,13 +87,14 @@ def _default(registry: str, default_scheme: str) -> Host:
     return Host(name, "", verify=False) if is_loopback(name) else Host(name)
 
 
-def _folder(registry: str, directory: str) -> str:
+def _folder(registry: str, directories: str) -> str:
     host, colon, port = registry.rpartition(":")
-    names = [registry, f"{host}_{port}_" if colon and port.isdigit() else registry, "_default"]
-    for name in names:
-        path = os.path.join(directory, name)
-        if os.path.isdir(path):
-            return path
+    names = [f"{host}_{port}_"] if colon and port.isdigit() else []
+    for directory in filter(None, directories.split(":")):
+        for name in [registry, *names, "_default"]:
+            path = os.path.join(directory, name)
+            if os.path.isdir(path):
+                return path
     return ""
 
 
@@ -100,10 +108,14 @@ def _with_docker_certificates(host: Host, folder: str) -> Host:
             if not os.path.exists(key):
                 raise InvalidArgument(f"missing key {key} for client certificate {name}: invalid argument")
             pairs.append((os.path.join(folder, name), key))
-    return Host(
-        host.name,
-        host.scheme,
-        verify=authorities[0] if authorities else host.verify,
+    if not authorities and not pairs:
+        return host
+    # Where certificates are at hand TLS is meant, also on this machine.
+    return replace(
+        host,
+        scheme=host.scheme or "https",
+        verify=host.verify or bool(authorities),
+        authorities=tuple(authorities),
         certificates=tuple(pairs),
     )
 
@@ -116,59 +128,84 @@ def _from_config(config: Mapping[str, Any], registry: str, default_scheme: str, 
     for url, table in tables.items():
         found.append(_host(url, table, path, mirror=True))
     server = config.get("server", "")
-    if server or any(key in config for key in ("ca", "client", "skip_verify", "capabilities", "header")):
-        url = str(server) if server else _url(_default(registry, default_scheme))
-        found.append(_host(url, config, path, mirror=False))
-    elif not server:
-        found.append(_default(registry, default_scheme))
+    own = any(key in config for key in _HOST_KEYS)
+    fallback = _default(registry, default_scheme)
+    if server or own:
+        found.append(_host(str(server) if server else f"{fallback.scheme or 'https'}://{fallback.name}", config, path))
+    else:
+        found.append(fallback)
     return found
 
 
-def _url(host: Host) -> str:
-    return f"{host.scheme or 'http'}://{host.name}"
-
-
-def _host(url: str, table: Mapping[str, Any], path: str, *, mirror: bool) -> Host:
+def _host(url: str, table: Any, path: str, *, mirror: bool = False) -> Host:
+    if not isinstance(table, dict):
+        raise InvalidArgument(f"{path}: host {url!r} is not a table: invalid argument")
     parts = urlsplit(url if "://" in url else f"https://{url}")
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise InvalidArgument(f"{path}: invalid host {url!r}: invalid argument")
     capabilities = table.get("capabilities", list(CAPABILITIES))
-    if not isinstance(capabilities, list) or not _TRUTH.issuperset(capabilities):
+    if not isinstance(capabilities, list) or not _TRUTH.issuperset(map(str, capabilities)):
         raise InvalidArgument(f"{path}: unknown capability in {capabilities!r} of {url}: invalid argument")
     base = parts.path.rstrip("/")
-    if not table.get("override_path", False) and not base.endswith("/v2"):
+    if not _of(table, "override_path", bool, False, path) and not base.endswith("/v2"):
         base += "/v2"
-    headers = {key: value if isinstance(value, str) else value[0] for key, value in table.get("header", {}).items()}
     return Host(
         name=_DOCKER_HUB if parts.netloc == "docker.io" else parts.netloc,
         scheme=parts.scheme,
         path=base,
-        capabilities=frozenset(capabilities),
-        verify=_verify(table, path),
+        capabilities=frozenset(capabilities or CAPABILITIES),
+        verify=not _of(table, "skip_verify", bool, False, path),
+        authorities=_authorities(table.get("ca"), path),
         certificates=_client_certificates(table.get("client"), path),
-        headers=headers,
+        headers=_headers(_of(table, "header", dict, {}, path), path),
+        timeout=_timeout(table, path),
         mirror=mirror,
     )
 
 
-def _verify(table: Mapping[str, Any], path: str) -> bool | str:
-    if table.get("skip_verify", False):
-        return False
-    authorities = table.get("ca")
-    if isinstance(authorities, list):
-        authorities = authorities[0] if authorities else None
-    return os.path.join(os.path.dirname(path), authorities) if authorities else True
+def _of(table: Mapping[str, Any], key: str, kind: type, default: Any, path: str) -> Any:
+    value = table.get(key, default)
+    if not isinstance(value, kind):
+        raise InvalidArgument(f"{path}: {key} has type {type(value).__name__}, not {kind.__name__}: invalid argument")
+    return value
+
+
+def _headers(table: Mapping[str, Any], path: str) -> dict[str, str]:
+    """A list of values becomes one: for HTTP both are the same (RFC 9110, 5.3)."""
+    found = {}
+    for name, value in table.items():
+        values = value if isinstance(value, list) else [value]
+        if not all(isinstance(item, str) for item in values):
+            raise InvalidArgument(f'{path}: invalid type for header "{name}": invalid argument')
+        found[name] = ", ".join(values)
+    return found
+
+
+def _timeout(table: Mapping[str, Any], path: str) -> float:
+    text = _of(table, "dial_timeout", str, "", path)
+    try:
+        return duration(text) if text else 0.0
+    except ValueError as error:
+        raise InvalidArgument(f"{path}: dial_timeout: {error}: invalid argument") from None
+
+
+def _authorities(value: Any, path: str) -> tuple[str, ...]:
+    files = [value] if isinstance(value, str) else value or []
+    if not isinstance(files, list) or not all(isinstance(item, str) for item in files):
+        raise InvalidArgument(f'{path}: invalid type {type(value).__name__} for "ca": invalid argument')
+    return tuple(os.path.join(os.path.dirname(path), item) for item in files)
 
 
 def _client_certificates(value: Any, path: str) -> tuple[tuple[str, str], ...]:
-    if not value:
-        return ()
-    folder = os.path.dirname(path)
-    pairs = [value] if isinstance(value, str) else value
-    if isinstance(pairs, list) and len(pairs) == 2 and all(isinstance(item, str) for item in pairs):
-        pairs = [pairs]
-    found = []
-    for pair in pairs:
-        certificate, key = (pair, pair) if isinstance(pair, str) else (pair[0], pair[-1] or pair[0])
-        found.append((os.path.join(folder, certificate), os.path.join(folder, key)))
+    """A file with both, a list of such files, or a list of pairs of certificate and key."""
+    entries = [value] if isinstance(value, str) else value or []
+    if not isinstance(entries, list):
+        raise InvalidArgument(f'{path}: invalid type {type(value).__name__} for "client": invalid argument')
+    folder, found = os.path.dirname(path), []
+    for entry in entries:
+        pair = [entry, entry] if isinstance(entry, str) else entry
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(item, str) for item in pair):
+            raise InvalidArgument(f'{path}: invalid pair {entry!r} for "client": invalid argument')
+        certificate, key = pair
+        found.append((os.path.join(folder, certificate), os.path.join(folder, key or certificate)))
     return tuple(found)
