@@ -19,7 +19,7 @@ options ndots:2 timeout:1
 
 def test_hosts_of_a_container_with_an_address() -> None:
     """As the real engine writes it: localhost first, the container's names last."""
-    text = hosts_file("web", "example.org", "172.30.0.2", ["db:10.0.0.1", "gw=host-gateway"], gateway="172.30.0.1")
+    text = hosts_file("web", "example.org", ["172.30.0.2"], ["db:10.0.0.1", "gw=host-gateway"], gateway="172.30.0.1")
     assert text == (
         "127.0.0.1\tlocalhost\n"
         "::1\tlocalhost ip6-localhost ip6-loopback\n"

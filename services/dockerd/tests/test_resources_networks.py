@@ -19,7 +19,7 @@ from dockerd.config import Config
 from dockerd.containers.model import PortBinding
 from dockerd.networks import NetworkService, bridge, netlink, netns
 from dockerd.networks.model import Attachment
-from dockerd.networks.store import SCHEMA
+from dockerd.networks.store import SCHEMA, SCHEMA_2
 from gantry.database import Database
 from gantry.linux.namespaces import CLONE_NEWNET, setns, unshare
 
@@ -104,7 +104,7 @@ def engine(directory: Path, **settings: str) -> Iterator[NetworkService]:
     data, execution = directory / "data", directory / "exec"
     data.mkdir(exist_ok=True)
     config = Config(data_root=str(data), exec_root=str(execution), **{"bip": "10.77.0.1/24", **settings})
-    database = Database(data / "engine.db", [SCHEMA])
+    database = Database(data / "engine.db", [SCHEMA, SCHEMA_2])
     service = NetworkService(config, database, Events())  # type: ignore[arg-type]
     service.start()
     try:
@@ -157,7 +157,9 @@ def outsider(service: NetworkService, directory: Path) -> str:
             with netlink.RouteSocket() as own:
                 bridge.prepare_loopback(own)
                 address = IPv4Address("192.0.2.2")
-                bridge.connect(host, own, other, "outer-client", descriptor, address, b"\x02\x42\0\0\0\1")
+                hardware = b"\x02\x42\0\0\0\1"
+                gateway = IPv4Address("192.0.2.1")
+                bridge.connect(host, own, other, "outer-client", descriptor, address, hardware, gateway=gateway)
 
         netns.create(path, join)
     return path

@@ -10,6 +10,7 @@ import pytest
 
 from dockerd.networks import nftables
 from dockerd.networks.nftables import (
+    BridgeRules,
     Translation,
     add_translations,
     delete_table,
@@ -44,20 +45,39 @@ def test_nothing_to_do_is_no_command() -> None:
 
 def test_the_table_is_replaced_in_one_transaction() -> None:
     """The old table goes, whether it is there or not, and the new one comes with its elements."""
-    text = install_table("gantry-1", "br7", IPv4Network("10.1.0.0/16"), [WEB])
+    text = install_table("gantry-1", [BridgeRules("br7", IPv4Network("10.1.0.0/16"))], [WEB])
     assert text.startswith("add table ip gantry-1\ndelete table ip gantry-1\ntable ip gantry-1 {\n")
     assert text.endswith("}\nadd element ip gantry-1 published-anywhere { tcp . 8080 : 172.30.0.2 . 80 }\n")
-    assert 'iifname "br7" ip daddr 127.0.0.0/8 drop' in text
+    assert 'ip daddr 127.0.0.0/8 iifname { "br7" } drop' in text
     assert 'ip saddr 10.1.0.0/16 oifname != "br7" masquerade' in text
+
+
+def test_what_is_forwarded_between_networks() -> None:
+    """Into a network come answers, its own, and what is published; an internal one has no way in or out."""
+    inside = BridgeRules("br8", IPv4Network("10.2.0.0/16"), internal=True)
+    silent = BridgeRules("br9", IPv4Network("10.3.0.0/16"), masquerade=False, within=False)
+    text = install_table("gantry", [BridgeRules("br7", IPv4Network("10.1.0.0/16")), inside, silent], [])
+    assert 'oifname vmap { "br7" : goto into-br7, "br8" : goto into-br8, "br9" : goto into-br9 }' in text
+    chains = dict(part.split(" {", 1) for part in text.split("    chain ")[1:])
+    assert "ct status dnat accept" in chains["into-br7"]
+    assert chains["into-br8"].split() == ["iifname", '"br8"', "accept", "drop", "}"]
+    assert 'iifname "br9" drop' in chains["into-br9"]
+    assert 'iifname "br8" drop' in chains["forward"]
+    assert "saddr 10.2.0.0/16 oifname !=" not in text
+    assert "saddr 10.3.0.0/16 oifname !=" not in text
+
+
+def test_an_engine_without_bridges_has_no_table() -> None:
+    """The last network takes the table along."""
+    assert install_table("gantry", [], []) == delete_table("gantry")
 
 
 def test_rules_do_not_depend_on_the_number_of_ports() -> None:
     """Published ports are elements, never rules."""
-    few = install_table("gantry", "br7", IPv4Network("10.1.0.0/16"), [])
+    few = install_table("gantry", [BridgeRules("br7", IPv4Network("10.1.0.0/16"))], [])
     many = install_table(
         "gantry",
-        "br7",
-        IPv4Network("10.1.0.0/16"),
+        [BridgeRules("br7", IPv4Network("10.1.0.0/16"))],
         [Translation("tcp", IPv4Address(0), port, CONTAINER, 80) for port in range(1000)],
     )
     assert len(many.splitlines()) == len(few.splitlines()) + 1
@@ -96,7 +116,12 @@ def test_nft_accepts_the_ruleset() -> None:
     nft = shutil.which("nft")
     if nft is None:
         pytest.skip("the program nft is not installed")
-    text = install_table("gantry-check", "br7", IPv4Network("10.1.0.0/16"), [WEB, DNS]) + delete_table("gantry-check")
+    bridges = [
+        BridgeRules("br7", IPv4Network("10.1.0.0/16")),
+        BridgeRules("br-1f0.2", IPv4Network("10.2.0.0/24"), masquerade=False, within=False),
+        BridgeRules("br-inside", IPv4Network("10.3.0.0/24"), internal=True),
+    ]
+    text = install_table("gantry-check", bridges, [WEB, DNS]) + delete_table("gantry-check")
     done = subprocess.run([nft, "-c", "-f", "-"], input=text, text=True, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 

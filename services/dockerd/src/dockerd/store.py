@@ -22,6 +22,7 @@ _SCRIPTS = (
     ("dockerd.networks", "SCHEMA"),
     ("dockerd.images", "SCHEMA"),
     ("dockerd.containers", "SCHEMA"),
+    ("dockerd.networks", "SCHEMA_2"),
 )
 
 

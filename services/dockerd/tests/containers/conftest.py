@@ -265,7 +265,17 @@ class FakeNetworks:
         if self.fail is not None:
             raise self.fail
         self.allocated[container_id] = mode
-        return SimpleNamespace(netns_path=f"/netns/{container_id}", address="10.0.0.2", gateway="10.0.0.1", settings={})
+        return SimpleNamespace(
+            netns_path=f"/netns/{container_id}",
+            address="10.0.0.2",
+            addresses=("10.0.0.2",),
+            gateway="10.0.0.1",
+            resolver=False,
+            settings={},
+        )
+
+    def check(self, memberships: Mapping[str, Any]) -> None:
+        return
 
     def release(self, container_id: str) -> None:
         self.allocated.pop(container_id, None)
@@ -273,7 +283,7 @@ class FakeNetworks:
     def restore(self, live_ids: Iterable[str]) -> None:
         self.live = list(live_ids)
 
-    def settings(self, container_id: str, mode: str = "default") -> Mapping[str, Any]:
+    def settings(self, container_id: str, mode: str = "default", *_: Any, **__: Any) -> Mapping[str, Any]:
         return {"Ports": {}, "Networks": {}}
 
     def rename(self, container_id: str, name: str) -> None:

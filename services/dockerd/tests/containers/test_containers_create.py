@@ -143,20 +143,23 @@ def test_what_is_not_offered_is_refused_by_name(host: Host, host_config: Mapping
         settle(host, HostConfig=host_config)
 
 
-def test_networks_of_the_users_own_are_refused_by_what_needs_them(host: Host) -> None:
-    """Addresses and aliases; a hardware address is taken, and what clients send anyway asks for nothing."""
+def test_networks_to_be_on(host: Host) -> None:
+    """That of the mode is the first; its hardware address is the container's, what is not offered is refused."""
 
-    def on(**endpoint: Any) -> Settings:
-        return settle(host, NetworkingConfig={"EndpointsConfig": {"bridge": endpoint}})
+    def on(mode: str = "bridge", **endpoints: Any) -> Settings:
+        return settle(host, HostConfig={"NetworkMode": mode}, NetworkingConfig={"EndpointsConfig": endpoints})
 
-    assert on(MacAddress="02:42:00:00:00:01").config.mac_address == "02:42:00:00:00:01"
-    on(IPAMConfig={"IPv4Address": ""}, Links=None, Aliases=[], GwPriority=0)
-    with pytest.raises(errors.InvalidParameter, match="user specified IP address is supported on user defined"):
-        on(IPAMConfig={"IPv4Address": "10.0.0.9"})
-    with pytest.raises(errors.InvalidParameter, match="aliases are only supported for user-defined"):
-        on(Aliases=["web"])
-    with pytest.raises(errors.NotSupported, match=r"EndpointsConfig\.bridge\.DriverOpts"):
-        on(DriverOpts={"a": "b"})
+    assert on(bridge={"MacAddress": "02:42:00:00:00:01"}).config.mac_address == "02:42:00:00:00:01"
+    assert list(on("back", front={}, back={"Aliases": ["db"]}).endpoints) == ["back", "front"]
+    assert on("default", default={}).endpoints == {"bridge": {}}
+    assert on("container:other").endpoints == {}
+    on(bridge={"IPAMConfig": {"IPv4Address": ""}, "Links": None, "Aliases": [], "GwPriority": 0})
+    with pytest.raises(errors.NotSupported, match=r"EndpointsConfig\.bridge\.Links"):
+        on(bridge={"Links": ["db:db"]})
+    with pytest.raises(errors.InvalidParameter, match="cannot attach user-defined networks to container-network mode"):
+        on("container:other", back={})
+    with pytest.raises(errors.InvalidParameter, match="host-mode"):
+        on("host", back={})
 
 
 def test_values_that_ask_for_nothing_are_fine(host: Host) -> None:

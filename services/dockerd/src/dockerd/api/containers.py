@@ -73,7 +73,13 @@ def _image_id(engine: Engine, reference: str) -> str:
 
 
 def _settings(engine: Engine, container: Container) -> dict[str, Any]:
-    return engine.networks.settings(container.id, container.host_config.network_mode)
+    return engine.networks.settings(
+        container.id,
+        container.host_config.network_mode,
+        container.endpoints,
+        name=container.name,
+        hostname=container.config.hostname,
+    )
 
 
 def _sizes(engine: Engine, containers: list[Container]) -> dict[str, dict[str, int]]:

@@ -62,7 +62,8 @@ def _containers(engine: Engine, image_sizes: Mapping[str, int]) -> list[dict[str
     rows = []
     for one in containers:
         size = {"SizeRw": written[one.id], "SizeRootFs": written[one.id] + image_sizes.get(one.image_id, 0)}
-        rows.append(views.listed(one, engine.networks.settings(one.id, one.host_config.network_mode), size))
+        settings = engine.networks.settings(one.id, one.host_config.network_mode, one.endpoints, name=one.name)
+        rows.append(views.listed(one, settings, size))
     return rows
 
 

@@ -17,7 +17,7 @@ from dockerd.containers.host import Host
 from dockerd.containers.model import ContainerConfig, HostConfig, LogConfig, PortBinding, RestartPolicy
 from dockerd.containers.wire import from_wire, unknown_keys
 
-__all__ = ["MASKED_PATHS", "READONLY_PATHS", "Request", "Settings", "log_attributes", "new_id", "parse", "settle"]
+__all__ = ["MASKED_PATHS", "READONLY_PATHS", "Request", "Settings", "log_attributes", "merge", "new_id", "parse", "settle"]
 
 MASKED_PATHS = [
     "/proc/asound",
@@ -110,8 +110,8 @@ def settle(
     ``image_config`` is ``config`` of the image specification. Raises InvalidParameter or NotSupported, naming the
     option.
     """
-    config = _merge(request.config, image_config)
-    hardware_address = validation.check_endpoints(request.endpoints)
+    config = merge(request.config, image_config)
+    hardware_address = validation.check_endpoints(request.endpoints, request.host_config.network_mode)
     if hardware_address and not config.mac_address:
         config = msgspec.structs.replace(config, mac_address=hardware_address)
     host_config = _with_defaults(request.host_config, settings, host)
@@ -129,14 +129,22 @@ def settle(
     return Settings(
         config=config,
         host_config=host_config,
-        endpoints=dict(request.endpoints),
+        endpoints=_with_mode(request.endpoints, host_config.network_mode),
         path=command[0],
         args=command[1:],
         warnings=[*warnings, *health_warnings],
     )
 
 
-def _merge(config: ContainerConfig, image: Mapping[str, Any]) -> ContainerConfig:
+def _with_mode(endpoints: Mapping[str, dict[str, Any]], mode: str) -> dict[str, dict[str, Any]]:
+    """The networks to be on: that of the network mode first, whether or not it was given settings."""
+    if validation.container_mode(mode) is not None:
+        return {}
+    others = {name: settings for name, settings in endpoints.items() if name not in (mode, "default")}
+    return {mode: dict(endpoints.get(mode) or endpoints.get("default") or {}), **others}
+
+
+def merge(config: ContainerConfig, image: Mapping[str, Any]) -> ContainerConfig:
     """The image's settings where the request has none; env, labels, ports and volumes are united."""
     changes: dict[str, Any] = {}
     if not config.user and image.get("User"):

@@ -47,6 +47,7 @@ class Creation:
         image = parts.images.resolve(request.config.image)
         container_id = create.new_id()
         settings = create.settle(request, image.config, container_id, parts.config, host.current())
+        parts.networks.check(settings.endpoints)
         devices.check_rules(settings.host_config)
         points = mounts.plan(settings.host_config, settings.config.volumes or (), self._inherited(settings))
         draft = Container(

@@ -125,6 +125,8 @@ class Starting:
             container.id,
             name=container.name,
             mode=mode,
+            memberships={} if config.network_disabled else container.endpoints,
+            hostname=config.hostname,
             exposed_ports=list(config.exposed_ports or ()),
             port_bindings=host_config.port_bindings,
             publish_all=host_config.publish_all_ports,
@@ -226,12 +228,12 @@ class Starting:
             own_namespace=host_config.network_mode != "host",
         )
         if host_config.network_mode == "host" and not host_config.extra_hosts:
-            names = _read_text("/etc/hosts") or hosts_file(config.hostname, config.domainname, "")
+            names = _read_text("/etc/hosts") or hosts_file(config.hostname, config.domainname)
         else:
             names = hosts_file(
                 config.hostname,
                 config.domainname,
-                attachment.address,
+                attachment.addresses,
                 host_config.extra_hosts or (),
                 self._parts.networks.gateway,
             )

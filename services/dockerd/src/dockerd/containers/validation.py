@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from dockerd import errors
+from dockerd import errors, networks
 from dockerd.containers import capabilities, signals
 from dockerd.containers.host import Host
 from dockerd.containers.model import ContainerConfig, HostConfig, RestartPolicy
@@ -179,27 +179,21 @@ def check_restart_policy(policy: RestartPolicy, auto_remove: bool) -> None:
         raise errors.InvalidParameter("can't create 'AutoRemove' container with restart policy")
 
 
-def check_endpoints(endpoints: Mapping[str, Mapping[str, Any]]) -> str:
-    """Refuse what NetworkingConfig asks for beyond this engine's networks; returns the hardware address in it.
+def check_endpoints(endpoints: Mapping[str, Mapping[str, Any]], mode: str) -> str:
+    """Refuse what NetworkingConfig asks for beyond what a network of ``mode`` can have; returns its hardware address.
 
-    Raises InvalidParameter in the real engine's words for what needs a network of the user's, NotSupported naming the
-    rest.
+    Raises InvalidParameter, NotSupported naming what this engine does not have.
     """
-    if len(endpoints) > 1:
-        raise errors.NotSupported("NetworkingConfig.EndpointsConfig with several networks is not supported")
-    hardware_address = ""
-    for network, settings in endpoints.items():
-        for name, value in settings.items():
-            key = name.lower()
-            if key == "macaddress":
-                hardware_address = str(value or "")
-            elif key == "ipamconfig" and any((value or {}).values()):
-                raise errors.InvalidParameter("user specified IP address is supported on user defined networks only")
-            elif key == "aliases" and value:
-                raise errors.InvalidParameter("network-scoped aliases are only supported for user-defined networks")
-            elif key in ("links", "driveropts", "gwpriority") and value:
-                raise errors.NotSupported(f"NetworkingConfig.EndpointsConfig.{network}.{name} is not supported")
-    return hardware_address
+    if container_mode(mode) is not None and endpoints:
+        raise errors.InvalidParameter(
+            "conflicting options: cannot attach user-defined networks to container-network mode"
+        )
+    if mode in ("host", "none") and any(name != mode for name in endpoints):
+        kind = "host-mode" if mode == "host" else "none-mode"
+        raise errors.InvalidParameter(f"conflicting options: cannot attach other networks to a {kind} container")
+    wanted = {name: networks.membership.parse(name, settings) for name, settings in endpoints.items()}
+    own = wanted.get(mode) or wanted.get("default")
+    return own.hardware_address if own is not None else ""
 
 
 def security_options(host_config: HostConfig) -> dict[str, str]:

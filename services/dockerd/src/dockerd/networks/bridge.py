@@ -1,4 +1,4 @@
-"""The default bridge, and the device pairs that join containers to it."""
+"""Bridges, and the device pairs that join containers to them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ __all__ = [
     "remove_other",
 ]
 
-_INTERFACE = "eth0"
-_DEVICE_NAME = re.compile(r"[^/:\s]{1,15}")
+# What the kernel takes, without what means something in a ruleset.
+_DEVICE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,26 @@ class EngineNames:
     bridge: str
     table: str
     device_prefix: str
+    network_prefix: str
+    mark: str
+
+    def network_bridge(self, network_id: str) -> str:
+        """The name of a user-defined network's bridge, for those whose user gives none."""
+        return self.network_prefix + network_id[: 15 - len(self.network_prefix)]
 
 
 @dataclass(frozen=True)
 class Bridge:
-    """A bridge that is up: its device, and its address, which is the containers' gateway."""
+    """A bridge that is up: its device, and its address, which is the containers' gateway.
+
+    On one that is ``isolated`` containers do not reach each other.
+    """
 
     name: str
     index: int
     address: IPv4Interface
     mtu: int
+    isolated: bool = False
 
 
 def engine_names(config: Config) -> EngineNames:
@@ -61,6 +71,8 @@ def engine_names(config: Config) -> EngineNames:
         bridge=bridge,
         table=f"gantry-{digest[:8]}" if own else "gantry",
         device_prefix=f"gv{digest[:6]}",
+        network_prefix=f"gb{digest[:5]}-" if own else "br-",
+        mark=f"gantry network of {digest[:16]}",
     )
 
 
@@ -71,8 +83,10 @@ def taken_networks(socket: netlink.RouteSocket, except_device: str) -> Sequence[
     return [network for network, device in socket.routes() if device != index]
 
 
-def ensure_bridge(socket: netlink.RouteSocket, name: str, address: IPv4Interface, mtu: int) -> Bridge:
+def ensure_bridge(socket: netlink.RouteSocket, name: str, address: IPv4Interface, mtu: int, mark: str = "") -> Bridge:
     """Make the bridge, or take over the one that is there, with ``address`` on it, and up.
+
+    ``mark`` is left on one that is made here.
 
     Raises OSError, and Conflict when the device exists with other addresses.
     """
@@ -80,7 +94,7 @@ def ensure_bridge(socket: netlink.RouteSocket, name: str, address: IPv4Interface
     if link is None:
         # Locally administered, unicast.
         hardware = bytes([(secrets.randbits(8) & 0xFC) | 0x02]) + secrets.token_bytes(5)
-        socket.run([netlink.add_bridge(name, mtu, hardware)])
+        socket.run([netlink.add_bridge(name, mtu, hardware), *([netlink.set_alias(name, mark)] if mark else [])])
         link = socket.link(name)
         assert link is not None
     elif link.kind != "bridge":
@@ -125,33 +139,37 @@ def connect(
     namespace: int,
     address: IPv4Address,
     hardware: bytes,
+    *,
+    interface: str = "eth0",
+    gateway: IPv4Address | None = None,
 ) -> None:
-    """Join the calling thread's namespace (descriptor ``namespace``) to the bridge: eth0, its address, default route.
+    """Join the calling thread's namespace (descriptor ``namespace``) to the bridge: a device, its address, and a
+    default route through ``gateway`` if that is given.
 
-    ``inside`` is a socket of that namespace; ``device`` is the name of the half that stays on the host. Raises OSError;
-    the pair then goes with the namespace.
+    ``inside`` is a socket of that namespace; ``device`` is the name of the half that stays on the host, ``interface``
+    that of the other. Raises OSError; the pair then goes with the namespace.
     """
-    host.run([netlink.add_veth(device, bridge.index, bridge.mtu, _INTERFACE, hardware, namespace)])
+    host.run([netlink.add_veth(device, bridge.index, bridge.mtu, interface, hardware, namespace)])
     outer = host.link(device)
     if outer is None:
         raise OSError(f"device {device} vanished")
     host.run(
         [
-            netlink.set_hairpin(outer.index, device),
+            netlink.set_hairpin(outer.index, device, isolated=bridge.isolated),
             netlink.add_forwarding_entry(outer.index, device, hardware),
             netlink.add_neighbour(bridge.index, address, hardware),
         ]
     )
-    netns.write_sysctl(f"net/ipv6/conf/{_INTERFACE}/disable_ipv6", "1")
-    inner = inside.link(_INTERFACE)
+    netns.write_sysctl(f"net/ipv6/conf/{interface}/disable_ipv6", "1")
+    inner = inside.link(interface)
     if inner is None:
-        raise OSError(f"device {_INTERFACE} vanished")
+        raise OSError(f"device {interface} vanished")
     prefix = bridge.address.network.prefixlen
     inside.run(
         [
-            netlink.add_address(inner.index, _INTERFACE, IPv4Interface((address, prefix))),
-            netlink.set_up(inner.index, _INTERFACE),
-            netlink.add_default_route(bridge.address.ip),
+            netlink.add_address(inner.index, interface, IPv4Interface((address, prefix))),
+            netlink.set_up(inner.index, interface),
+            *([netlink.add_default_route(gateway)] if gateway is not None else []),
         ]
     )
 

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 from dockerd import errors
 
-__all__ = ["hostname_file", "hosts_file", "resolv_conf", "resolv_conf_of_host"]
+__all__ = ["changed_hosts_file", "hostname_file", "hosts_file", "resolv_conf", "resolv_conf_of_host"]
 
 _HOST_RESOLV_CONF = "/etc/resolv.conf"
 # Where systemd-resolved writes the servers that it asks itself; /etc/resolv.conf then names only 127.0.0.53.
@@ -26,8 +26,14 @@ _LOCALHOST = (
 )
 
 
-def hosts_file(hostname: str, domainname: str, address: str, extra_hosts: Iterable[str] = (), gateway: str = "") -> str:
-    """/etc/hosts: localhost, ``--add-host`` lines, and the container's own name with its address (if it has one).
+def hosts_file(
+    hostname: str,
+    domainname: str,
+    addresses: Sequence[str] = (),
+    extra_hosts: Iterable[str] = (),
+    gateway: str = "",
+) -> str:
+    """/etc/hosts: localhost, ``--add-host`` lines, and the container's own name with each of its addresses.
 
     ``extra_hosts`` are ``NAME:ADDRESS`` or ``NAME=ADDRESS``; the address ``host-gateway`` is ``gateway``.
     Raises InvalidParameter.
@@ -43,10 +49,23 @@ def hosts_file(hostname: str, domainname: str, address: str, extra_hosts: Iterab
                 raise errors.InvalidParameter("unable to derive the IP value for host-gateway")
             target = gateway
         lines.append(f"{_address(target.strip('[]'), 'add-host')}\t{_token(name, 'add-host')}")
-    if address:
-        names = f"{hostname}.{domainname} {hostname}" if domainname else hostname
-        lines.append(f"{address}\t{names}")
+    lines += [_own_line(hostname, domainname, address) for address in addresses]
     return "".join(line + "\n" for line in lines)
+
+
+def changed_hosts_file(text: str, hostname: str, domainname: str, gone: str = "", new: str = "") -> str:
+    """/etc/hosts after an address of the container's own has gone, or has come; the user's changes stay."""
+    lines = text.splitlines()
+    if gone:
+        lines = [line for line in lines if line != _own_line(hostname, domainname, gone)]
+    if new:
+        lines.append(_own_line(hostname, domainname, new))
+    return "".join(line + "\n" for line in lines)
+
+
+def _own_line(hostname: str, domainname: str, address: str) -> str:
+    names = f"{hostname}.{domainname} {hostname}" if domainname else hostname
+    return f"{address}\t{names}"
 
 
 def hostname_file(hostname: str) -> str:

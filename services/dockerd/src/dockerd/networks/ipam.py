@@ -1,4 +1,4 @@
-"""Addresses: which subnet the default bridge gets, and which address a container."""
+"""Addresses: which subnet a network gets, and which address a container."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from dockerd import errors
 
-__all__ = ["AddressPool", "choose_subnet", "hardware_address", "parse_bip"]
+__all__ = ["NETWORK_POOLS", "AddressPool", "choose_subnet", "hardware_address", "parse_bip"]
+
+NETWORK_POOLS: Sequence[tuple[str, int]] = (
+    *((f"172.{number}.0.0/16", 16) for number in range(17, 32)),
+    ("192.168.0.0/16", 20),
+)
+"""Where the subnets of user-defined networks come from: base network and prefix length, in this order."""
 
 _DEFAULT_POOLS = (
     "172.30.0.0/16",
@@ -20,14 +26,24 @@ _DEFAULT_POOLS = (
 class AddressPool:
     """The addresses of one subnet. Hands out the lowest that is free, as the real engine does.
 
-    The network's own address, its broadcast address and ``reserved`` (the gateway) are never handed out. Not locked:
-    the owner serializes.
+    The network's own address, its broadcast address and ``reserved`` (the gateway) are never handed out; of the rest
+    only those in ``within``, if that is given. ``network`` is the name for messages. Not locked: the owner serializes.
     """
 
-    def __init__(self, subnet: IPv4Network, reserved: Iterable[IPv4Address], used: Iterable[IPv4Address] = ()) -> None:
+    def __init__(
+        self,
+        subnet: IPv4Network,
+        reserved: Iterable[IPv4Address],
+        used: Iterable[IPv4Address] = (),
+        *,
+        within: IPv4Network | None = None,
+        network: str = "bridge",
+    ) -> None:
         self.subnet = subnet
-        self._first = int(subnet.network_address) + 1
-        self._last = int(subnet.broadcast_address) - 1
+        self._network = network
+        part = within or subnet
+        self._first = max(int(part.network_address), int(subnet.network_address) + 1)
+        self._last = min(int(part.broadcast_address), int(subnet.broadcast_address) - 1)
         self._reserved = frozenset(int(address) for address in reserved)
         self._used = {int(address) for address in used}
         self._next = self._first  # everything below is used, reserved, or in the heap
@@ -46,14 +62,22 @@ class AddressPool:
             if number not in self._used and number not in self._reserved:
                 self._used.add(number)
                 return IPv4Address(number)
-        raise errors.Unavailable("no available IPv4 addresses on this network's address pools: bridge")
+        raise errors.Unavailable(f"no available IPv4 addresses on this network's address pools: {self._network}")
+
+    def claim(self, address: IPv4Address) -> None:
+        """Take the address that somebody asked for. Raises Forbidden, in the real engine's words, when it is taken."""
+        number = int(address)
+        taken = number in self._used or number in self._reserved
+        if taken or address in (self.subnet.network_address, self.subnet.broadcast_address):
+            raise errors.Forbidden("Address already in use")
+        self._used.add(number)
 
     def give_back(self, address: IPv4Address) -> None:
         """Make an address free again. One that is free already is left so."""
         number = int(address)
         if number in self._used:
             self._used.discard(number)
-            if number < self._next:
+            if self._first <= number < self._next:
                 heapq.heappush(self._returned, number)
 
 
@@ -78,7 +102,7 @@ def parse_bip(text: str) -> IPv4Interface:
 
 
 def choose_subnet(taken: Sequence[IPv4Network], pools: Sequence[tuple[str, int]] = ()) -> IPv4Interface:
-    """The bridge's address in the first subnet that overlaps with nothing that the host has a route to.
+    """A bridge's address in the first subnet that overlaps with nothing in ``taken``: what the host has routes to.
 
     ``pools`` are base networks in CIDR form and the prefix length of the subnets to cut from them; without any, the
     engine's own list is used. Raises Unavailable.

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from ipaddress import IPv4Address
 from typing import Any
 
 from dockerd.networks.nftables import Translation
 
-__all__ = ["Attachment", "Endpoint", "Network", "PublishedPort", "network_settings"]
+__all__ = ["PREDEFINED", "Attachment", "Endpoint", "Network", "PublishedPort", "network_settings"]
 
 Json = dict[str, Any]
+
+PREDEFINED: Mapping[str, str] = {"bridge": "bridge", "host": "host", "none": "null"}
+"""Networks that are always there, and their drivers."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,10 @@ class PublishedPort:
 
 @dataclass(frozen=True)
 class Network:
-    """One of the networks. ``subnet`` (CIDR) and ``gateway`` are empty for those without addresses."""
+    """One of the networks. ``subnet`` (CIDR) and ``gateway`` are empty for those without addresses.
+
+    ``device`` is its bridge; ``configured`` tells that the subnet was the user's choice.
+    """
 
     id: str
     name: str
@@ -41,6 +48,24 @@ class Network:
     subnet: str = ""
     gateway: str = ""
     options: tuple[tuple[str, str], ...] = ()
+    device: str = ""
+    configured: bool = False
+    ip_range: str = ""
+    auxiliary: tuple[tuple[str, str], ...] = ()
+    internal: bool = False
+    attachable: bool = False
+    labels: tuple[tuple[str, str], ...] = ()
+    ipam_options: tuple[tuple[str, str], ...] | None = None
+
+    @property
+    def predefined(self) -> bool:
+        """Whether it is one of those that are always there."""
+        return self.name in PREDEFINED
+
+    @property
+    def created(self) -> float:
+        """Its age's beginning, in seconds since 1970."""
+        return datetime.fromisoformat(self.created_at[:26] + "+00:00").timestamp()
 
 
 @dataclass(frozen=True)
@@ -65,6 +90,9 @@ class Endpoint:
     hardware_address: str = ""
     exposed: tuple[str, ...] = ()
     published: tuple[PublishedPort, ...] = ()
+    interface: str = "eth0"
+    priority: int = 0
+    names: tuple[str, ...] = ()
 
     def translations(self) -> list[Translation]:
         """The rules for all its published ports."""
@@ -80,6 +108,7 @@ class Endpoint:
         fields: Json = json.loads(text)
         fields["published"] = tuple(PublishedPort(**port) for port in fields["published"])
         fields["exposed"] = tuple(fields["exposed"])
+        fields["names"] = tuple(fields.get("names", ()))
         return cls(**fields)
 
 
@@ -88,25 +117,78 @@ class Attachment:
     """What a container's start needs to know of its network.
 
     ``netns_path`` is the namespace to enter; None is the host's own. ``address`` and ``gateway`` are empty without a
-    bridge. ``settings`` is the body of ``NetworkSettings``.
+    bridge. ``settings`` is the body of ``NetworkSettings``; ``addresses`` are those on all networks. ``resolver`` tells
+    that one of the networks is the user's, whose names are to be resolved.
     """
 
     netns_path: str | None
     settings: Json
     address: str = ""
     gateway: str = ""
+    addresses: tuple[str, ...] = ()
+    resolver: bool = False
 
 
 def network_settings(
-    endpoint: Endpoint | None, network: str, network_id: str = "", aliases: Sequence[str] | None = None
+    memberships: Mapping[str, Mapping[str, Any]],
+    endpoints: Sequence[Endpoint],
+    network_ids: Mapping[str, str],
+    names: Mapping[str, Sequence[str]],
 ) -> Json:
     """``NetworkSettings`` of an inspect.
 
-    ``network`` is the name of the network that the container is to be on, empty for one that uses another's
-    (``container:ID``); ``endpoint`` is None while it does not run.
+    ``memberships`` are the networks that the container is to be on with the settings that a client sent, empty for one
+    that uses another's (``container:ID``); ``endpoints`` its places on them while it runs; ``names`` its DNS names by
+    network, for those that have any.
     """
-    here = endpoint or Endpoint("", "", network, network_id, "", "")
-    addressing: Json = {
+    places = {endpoint.network: endpoint for endpoint in endpoints}
+    networks = {
+        network: {
+            **_as_sent(settings),
+            **_addressing(places.get(network)),
+            "NetworkID": network_ids.get(network, ""),
+            "DNSNames": list(names[network]) if network in names else None,
+        }
+        for network, settings in memberships.items()
+    }
+    for network, body in networks.items():
+        if network not in places:
+            body["MacAddress"] = str(_lower(memberships[network]).get("macaddress") or "")
+    first = endpoints[0] if endpoints else Endpoint("", "", "", "", "", "")
+    # The addresses of the default bridge are given at the top too, for clients of before 1.21.
+    return {
+        "Bridge": "",
+        "SandboxID": first.sandbox_id,
+        "SandboxKey": first.namespace,
+        "Ports": _ports(endpoints),
+        "HairpinMode": False,
+        "LinkLocalIPv6Address": "",
+        "LinkLocalIPv6PrefixLen": 0,
+        "SecondaryIPAddresses": None,
+        "SecondaryIPv6Addresses": None,
+        **_addressing(places.get("bridge")),
+        "Networks": networks,
+    }
+
+
+def _lower(settings: Mapping[str, Any]) -> Json:
+    return {name.lower(): value for name, value in settings.items()}
+
+
+def _as_sent(settings: Mapping[str, Any]) -> Json:
+    sent = _lower(settings)
+    return {
+        "IPAMConfig": sent.get("ipamconfig"),
+        "Links": sent.get("links"),
+        "Aliases": sent.get("aliases"),
+        "DriverOpts": sent.get("driveropts"),
+        "GwPriority": sent.get("gwpriority") or 0,
+    }
+
+
+def _addressing(endpoint: Endpoint | None) -> Json:
+    here = endpoint or Endpoint("", "", "", "", "", "")
+    return {
         "EndpointID": here.endpoint_id,
         "Gateway": here.gateway,
         "GlobalIPv6Address": "",
@@ -116,41 +198,17 @@ def network_settings(
         "IPv6Gateway": "",
         "MacAddress": here.hardware_address,
     }
-    networks: Json = {}
-    if network:
-        networks[network] = {
-            "IPAMConfig": None,
-            "Links": None,
-            "Aliases": list(aliases) if aliases else None,
-            "DriverOpts": None,
-            "GwPriority": 0,
-            "NetworkID": here.network_id,
-            "DNSNames": None,
-            **addressing,
-        }
-    # The addresses of the default bridge are given at the top too, for clients of before 1.21.
-    top = addressing if here.address else {**addressing, "EndpointID": ""}
-    return {
-        "Bridge": "",
-        "SandboxID": here.sandbox_id,
-        "SandboxKey": here.namespace,
-        "Ports": _ports(here),
-        "HairpinMode": False,
-        "LinkLocalIPv6Address": "",
-        "LinkLocalIPv6PrefixLen": 0,
-        "SecondaryIPAddresses": None,
-        "SecondaryIPv6Addresses": None,
-        **top,
-        "Networks": networks,
-    }
 
 
-def _ports(endpoint: Endpoint) -> Json:
-    ports: Json = dict.fromkeys(endpoint.exposed)
-    for published in endpoint.published:
-        key = f"{published.port}/{published.protocol}"
-        ports[key] = [
-            *(ports.get(key) or ()),
-            {"HostIp": published.host_address, "HostPort": str(published.host_port)},
-        ]
+def _ports(endpoints: Sequence[Endpoint]) -> Json:
+    ports: Json = {}
+    for endpoint in endpoints:
+        if endpoint.gateway:
+            ports.update({key: None for key in endpoint.exposed if key not in ports})
+        for published in endpoint.published:
+            key = f"{published.port}/{published.protocol}"
+            ports[key] = [
+                *(ports.get(key) or ()),
+                {"HostIp": published.host_address, "HostPort": str(published.host_port)},
+            ]
     return dict(sorted(ports.items()))

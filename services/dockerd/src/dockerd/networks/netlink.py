@@ -25,8 +25,10 @@ __all__ = [
     "add_forwarding_entry",
     "add_neighbour",
     "add_veth",
+    "delete_default_route",
     "delete_link",
     "detach",
+    "set_alias",
     "set_hairpin",
     "set_up",
 ]
@@ -42,7 +44,7 @@ _NLMSG_ERROR = 2
 _NLMSG_DONE = 3
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_SETLINK = 16, 17, 18, 19
 _RTM_NEWADDR, _RTM_GETADDR = 20, 22
-_RTM_NEWROUTE, _RTM_GETROUTE = 24, 26
+_RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 24, 25, 26
 _RTM_NEWNEIGH = 28
 _SOL_NETLINK = 270
 _NETLINK_GET_STRICT_CHK = 12
@@ -50,7 +52,8 @@ _NETLINK_GET_STRICT_CHK = 12
 _IFF_UP = 1
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_NET_NS_FD = 1, 3, 4, 10, 18, 28
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND, _IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
-_IFLA_BRPORT_MODE = 4
+_IFLA_IFALIAS = 20
+_IFLA_BRPORT_MODE, _IFLA_BRPORT_ISOLATED = 4, 33
 _VETH_INFO_PEER = 1
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_TABLE = 1, 4, 5, 15
@@ -74,12 +77,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Link:
-    """A network device: index, name, kind (``bridge``, ``veth``; empty for hardware), whether administratively up."""
+    """A network device: index, name, kind (``bridge``, ``veth``; empty for hardware), whether administratively up.
+
+    ``alias`` is a text that whoever made it may have left on it.
+    """
 
     index: int
     name: str
     kind: str
     up: bool
+    alias: str = ""
 
 
 class RouteSocket:
@@ -225,6 +232,12 @@ def delete_link(name: str) -> Request:
     return Request(_RTM_DELLINK, 0, _IFINFO.pack(0, 0, 0, 0, 0) + _name(name), f"remove device {name}")
 
 
+def set_alias(name: str, alias: str) -> Request:
+    """Leave a text on a device by which its maker finds it again."""
+    body = _IFINFO.pack(0, 0, 0, 0, 0) + _name(name) + _attribute(_IFLA_IFALIAS, alias.encode() + b"\0")
+    return Request(_RTM_SETLINK, 0, body, f"mark device {name}")
+
+
 def set_up(index: int, name: str) -> Request:
     """Bring a device up."""
     return Request(_RTM_SETLINK, 0, _IFINFO.pack(0, 0, index, _IFF_UP, _IFF_UP), f"bring {name} up")
@@ -236,9 +249,15 @@ def detach(name: str) -> Request:
     return Request(_RTM_SETLINK, 0, body, f"detach device {name}")
 
 
-def set_hairpin(index: int, name: str) -> Request:
-    """Let the bridge send back through a port what came in by it: a container that calls its own published port."""
-    mode = _nested(_IFLA_INFO_SLAVE_DATA, _attribute(_IFLA_BRPORT_MODE, b"\1"))
+def set_hairpin(index: int, name: str, *, isolated: bool = False) -> Request:
+    """Let the bridge send back through a port what came in by it: a container that calls its own published port.
+
+    Ports that are ``isolated`` reach the bridge itself, but not each other.
+    """
+    data = _attribute(_IFLA_BRPORT_MODE, b"\1")
+    if isolated:
+        data += _attribute(_IFLA_BRPORT_ISOLATED, b"\1")
+    mode = _nested(_IFLA_INFO_SLAVE_DATA, data)
     linkinfo = _nested(_IFLA_LINKINFO, _attribute(_IFLA_INFO_SLAVE_KIND, b"bridge\0") + mode)
     return Request(_RTM_NEWLINK, 0, _IFINFO.pack(0, 0, index, 0, 0) + linkinfo, f"set hairpin mode of {name}")
 
@@ -269,11 +288,20 @@ def add_address(index: int, name: str, address: IPv4Interface) -> Request:
     return Request(_RTM_NEWADDR, _NLM_F_CREATE | _NLM_F_EXCL, body, f"add address {address} to {name}")
 
 
-def add_default_route(gateway: IPv4Address) -> Request:
-    """Send through ``gateway`` what has no other way."""
+def add_default_route(gateway: IPv4Address, *, replace: bool = False) -> Request:
+    """Send through ``gateway`` what has no other way, with ``replace`` in place of another gateway."""
+    flags = _NLM_F_CREATE | (_NLM_F_REPLACE if replace else _NLM_F_EXCL)
+    return Request(_RTM_NEWROUTE, flags, _default_route(gateway), f"add the default route through {gateway}")
+
+
+def delete_default_route() -> Request:
+    """Send nothing anywhere but to neighbours."""
+    return Request(_RTM_DELROUTE, 0, _default_route(None), "remove the default route")
+
+
+def _default_route(gateway: IPv4Address | None) -> bytes:
     body = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, _RT_TABLE_MAIN, _RTPROT_BOOT, 0, _RTN_UNICAST, 0)
-    body += _attribute(_RTA_GATEWAY, gateway.packed)
-    return Request(_RTM_NEWROUTE, _NLM_F_CREATE | _NLM_F_EXCL, body, f"add the default route through {gateway}")
+    return body + (_attribute(_RTA_GATEWAY, gateway.packed) if gateway is not None else b"")
 
 
 def _attribute(kind: int, value: bytes) -> bytes:
@@ -320,4 +348,5 @@ def _parse_link(body: bytes) -> Link:
     attributes = _attributes(body, _IFINFO.size)
     name = attributes.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode()
     kind = _attributes(attributes.get(_IFLA_LINKINFO, b""), 0).get(_IFLA_INFO_KIND, b"").rstrip(b"\0").decode()
-    return Link(index, name, kind, bool(flags & _IFF_UP))
+    alias = attributes.get(_IFLA_IFALIAS, b"").rstrip(b"\0").decode(errors="replace")
+    return Link(index, name, kind, bool(flags & _IFF_UP), alias)

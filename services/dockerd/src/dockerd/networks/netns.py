@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from gantry.linux import mount
-from gantry.linux.namespaces import CLONE_NEWNET, unshare
+from gantry.linux.namespaces import CLONE_NEWNET, setns, unshare
 
-__all__ = ["create", "remove", "write_sysctl"]
+__all__ = ["create", "enter", "remove", "write_sysctl"]
 
 Result = TypeVar("Result")
 
@@ -26,22 +26,43 @@ def create(path: str, inside: Callable[[int], Result]) -> Result:
 
     Nothing is left at ``path`` when anything raises (OSError, or what ``inside`` raises).
     """
+    try:
+        return _in_thread(lambda: _create(path, inside))
+    except BaseException:
+        remove(path)
+        raise
+
+
+def enter(path: str, inside: Callable[[int], Result]) -> Result:
+    """Return what ``inside`` returns, called in the namespace pinned at ``path`` with its descriptor."""
+
+    def work() -> Result:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            setns(descriptor, CLONE_NEWNET)
+            return inside(descriptor)
+        finally:
+            os.close(descriptor)
+
+    return _in_thread(work)
+
+
+def _in_thread(work: Callable[[], Result]) -> Result:
     outcome: list[Result] = []
     failure: list[BaseException] = []
 
-    def work() -> None:
+    def run() -> None:
         try:
-            outcome.append(_create(path, inside))
+            outcome.append(work())
         except BaseException as error:
             failure.append(error)
 
-    # The thread ends inside the new namespace; no other code ever runs on it. Unlike a child process it is safe in a
+    # The thread ends inside the namespace; no other code ever runs on it. Unlike a child process it is safe in a
     # process that uses grpc.
-    thread = threading.Thread(target=work, name="netns")
+    thread = threading.Thread(target=run, name="netns")
     thread.start()
     thread.join()
     if failure:
-        remove(path)
         raise failure[0]
     return outcome[0]
 

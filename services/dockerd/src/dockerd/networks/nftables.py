@@ -1,6 +1,6 @@
 """The engine's nftables table: computed as text, put into the kernel in one transaction by libnftables.
 
-Rules are few and never change while the engine runs; what varies are elements of two maps, one element for each
+Rules are few and change only when a network comes or goes; what varies are elements of two maps, one element for each
 published port. The table is the engine's own, so rules of the host's administrator and of other engines stand beside
 it: a packet passes only if all of them let it pass. The one exception: another Docker on the machine makes the chain
 DOCKER-USER for rules that are not its own, and drops what nobody accepts; there this engine's bridge is accepted.
@@ -11,13 +11,14 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from dockerd import errors
 
 __all__ = [
+    "BridgeRules",
     "Nftables",
     "Translation",
     "accept_bridge",
@@ -51,7 +52,7 @@ table ip {table} {{
     }}
     chain before-conntrack {{
         type filter hook prerouting priority raw; policy accept;
-        iifname "{bridge}" ip daddr 127.0.0.0/8 drop
+        ip daddr 127.0.0.0/8 iifname {{ {bridges} }} drop
     }}
     chain prerouting {{
         type nat hook prerouting priority dstnat; policy accept;
@@ -63,19 +64,47 @@ table ip {table} {{
     }}
     chain postrouting {{
         type nat hook postrouting priority srcnat; policy accept;
-        ip saddr {subnet} oifname != "{bridge}" masquerade
-        ip saddr {subnet} oifname "{bridge}" ct status dnat masquerade
-        ip saddr 127.0.0.0/8 oifname "{bridge}" ct status dnat masquerade
+{masquerades}
+        ip saddr 127.0.0.0/8 oifname {{ {bridges} }} ct status dnat masquerade
     }}
+{chains}
     chain forward {{
         type filter hook forward priority filter; policy accept;
-        oifname "{bridge}" ct state established,related accept
-        iifname "{bridge}" accept
-        oifname "{bridge}" ct status dnat accept
-        oifname "{bridge}" drop
-    }}
+        oifname vmap {{ {into} }}
+{internal}    }}
 }}
 """
+
+_INTO = """\
+    chain into-{name} {{
+        ct state established,related accept
+        iifname "{name}" {within}
+        ct status dnat accept
+        drop
+    }}
+"""
+
+_INTO_INTERNAL = """\
+    chain into-{name} {{
+        iifname "{name}" {within}
+        drop
+    }}
+"""
+
+
+@dataclass(frozen=True)
+class BridgeRules:
+    """What of a network's bridge matters to the rules.
+
+    ``masquerade``: connections to the outside get the host's address. ``within``: its containers reach each other.
+    ``internal``: nothing is forwarded into it or out of it.
+    """
+
+    name: str
+    subnet: IPv4Network
+    masquerade: bool = True
+    within: bool = True
+    internal: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,20 +121,40 @@ class Translation:
     port: int
 
 
-def install_table(table: str, bridge: str, subnet: IPv4Network, translations: Iterable[Translation]) -> str:
+def install_table(table: str, bridges: Sequence[BridgeRules], translations: Iterable[Translation]) -> str:
     """The commands that make the table as it must be, in place of what it was; connections under way go on.
 
     - A container's connections to the outside get the host's address.
     - Published ports lead into containers, from outside, from the host itself (127.0.0.1 too: hence the masquerade of
       loopback sources), and from containers (whose connections get the bridge's address, else the answer would go
       past the translation).
-    - From outside only published ports are reachable, whatever routes others have.
-    - A container does not reach what the host serves on 127.0.0.1. The bridge has route_localnet, so a packet from it
-      to that network would not be dropped by the kernel itself; answers are not yet translated back at this hook, so
-      they never look like that.
+    - From outside, and from other networks, only published ports are reachable, whatever routes others have.
+    - A container does not reach what the host serves on 127.0.0.1. The bridges have route_localnet, so a packet from
+      them to that network would not be dropped by the kernel itself; answers are not yet translated back at this hook,
+      so they never look like that.
     """
-    rules = _TABLE.format(table=table, bridge=bridge, subnet=subnet)
+    if not bridges:
+        return delete_table(table)
+    internal = [one for one in bridges if one.internal]
+    rules = _TABLE.format(
+        table=table,
+        bridges=", ".join(f'"{one.name}"' for one in bridges),
+        masquerades="\n".join(line for one in bridges for line in _masquerade(one)),
+        chains="".join(
+            (_INTO_INTERNAL if one.internal else _INTO).format(name=one.name, within="accept" if one.within else "drop")
+            for one in bridges
+        ).rstrip(),
+        into=", ".join(f'"{one.name}" : goto into-{one.name}' for one in bridges),
+        internal="".join(f'        iifname "{one.name}" drop\n' for one in internal),
+    )
     return rules + add_translations(table, translations)
+
+
+def _masquerade(bridge: BridgeRules) -> list[str]:
+    hairpin = f'        ip saddr {bridge.subnet} oifname "{bridge.name}" ct status dnat masquerade'
+    if not bridge.masquerade or bridge.internal:
+        return [hairpin]
+    return [f'        ip saddr {bridge.subnet} oifname != "{bridge.name}" masquerade', hairpin]
 
 
 def delete_table(table: str) -> str:

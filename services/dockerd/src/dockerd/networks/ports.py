@@ -24,6 +24,7 @@ _PROTOCOLS = ("tcp", "udp", "sctp")
 _PORT = re.compile(r"([0-9]{1,5})(?:/([a-z]+))?")
 _RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 _IPPROTO_SCTP = 132
+_ANY = IPv4Address(0)
 
 # Docker's words for what can go wrong; the C library's begin with a capital letter.
 _WORDS = {
@@ -78,8 +79,11 @@ def parse_requests(
     bindings: Mapping[str, Sequence[Binding] | None],
     exposed: Iterable[str],
     publish_all: bool,
+    default: IPv4Address = _ANY,
 ) -> list[PortRequest]:
     """What ``HostConfig.PortBindings`` and ``PublishAllPorts`` ask for, sorted by container port.
+
+    ``default`` is the host's address where none is named.
 
     Raises InvalidParameter for what is no port or address, NotSupported for an IPv6 address.
     """
@@ -87,16 +91,16 @@ def parse_requests(
     for text, wanted in bindings.items():
         port, protocol = parse_port(text)
         if not wanted:
-            requests.append(PortRequest(port, protocol, IPv4Address(0), 0, 0))
+            requests.append(PortRequest(port, protocol, default, 0, 0))
         for binding in wanted or ():
             first, last = _host_range(binding.host_port)
-            requests.append(PortRequest(port, protocol, _host_address(binding.host_ip), first, last))
+            requests.append(PortRequest(port, protocol, _host_address(binding.host_ip or str(default)), first, last))
     if publish_all:
         asked = {(request.port, request.protocol) for request in requests}
         for text in exposed:
             port, protocol = parse_port(text)
             if (port, protocol) not in asked:
-                requests.append(PortRequest(port, protocol, IPv4Address(0), 0, 0))
+                requests.append(PortRequest(port, protocol, default, 0, 0))
     return sorted(requests, key=lambda one: (one.port, one.protocol, one.first, one.host_address))
 
 

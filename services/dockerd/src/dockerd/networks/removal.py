@@ -1,4 +1,4 @@
-"""Take away what a stopped engine leaves in the kernel on purpose: its bridge, its table, its place in DOCKER-USER."""
+"""Take away what a stopped engine leaves in the kernel on purpose: bridges, table, its place in DOCKER-USER."""
 
 from __future__ import annotations
 
@@ -13,24 +13,28 @@ __all__ = ["remove_network"]
 
 
 def remove_network(config: Config) -> str:
-    """Remove the default bridge and the rules of the engine with this configuration; returns the bridge's name.
+    """Remove the bridges and the rules of the engine with this configuration; returns the default bridge's name.
 
-    What is gone already is no error. The engine must not run. Raises Conflict while containers are on the bridge.
+    User-defined networks come back when the engine starts again. What is gone already is no error. The engine must not
+    run. Raises Conflict while containers are on a bridge.
     """
     names = bridges.engine_names(config)
-    members = f"/sys/class/net/{names.bridge}/brif"
-    if os.path.isdir(members) and os.listdir(members):
-        raise errors.Conflict(f"{names.bridge} is in use by running containers: remove those first")
-    rules = nftables.Nftables()
-    try:
-        rules.run(nftables.delete_table(names.table))
-        rules.run(nftables.forget_bridge(rules.user_chain(), names.bridge))
-    finally:
-        rules.close()
-    if not config.bridge and os.path.isdir(f"/sys/class/net/{names.bridge}"):
-        host = netlink.RouteSocket()
+    with netlink.RouteSocket() as host:
+        links = host.links()
+        own = [link.name for link in links if link.alias == names.mark]
+        devices = [*own, *(link.name for link in links if link.name == names.bridge)]
+        for device in devices:
+            members = f"/sys/class/net/{device}/brif"
+            if os.path.isdir(members) and os.listdir(members):
+                raise errors.Conflict(f"{device} is in use by running containers: remove those first")
+        rules = nftables.Nftables()
         try:
-            host.run([netlink.delete_link(names.bridge)])
+            rules.run(nftables.delete_table(names.table))
+            for device in devices:
+                rules.run(nftables.forget_bridge(rules.user_chain(), device))
         finally:
-            host.close()
+            rules.close()
+        for device in devices:
+            if device != config.bridge:
+                host.run([netlink.delete_link(device)])
     return names.bridge

@@ -6,71 +6,67 @@ at, the next one finds in its database all that may be left over: :meth:`Network
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
 import os
 import secrets
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from ipaddress import IPv4Address
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from dockerd import errors
 from dockerd.config import Config
 from dockerd.events import EventLog
 from dockerd.networks import bridge as bridges
-from dockerd.networks import ipam, netlink, netns, nftables, ports
-from dockerd.networks.model import Attachment, Endpoint, Json, Network, PublishedPort, network_settings
-from dockerd.networks.store import PREDEFINED, NetworkStore
+from dockerd.networks import membership, netlink, netns, ports
+from dockerd.networks.definition import Definition
+from dockerd.networks.live import LiveNetwork, LiveNetworks, logged
+from dockerd.networks.model import PREDEFINED, Attachment, Endpoint, Json, Network, network_settings
+from dockerd.networks.places import FAILURE, Places, gateway_place
+from dockerd.networks.store import NetworkStore
 from gantry.database import Database
 
 __all__ = ["NetworkService"]
 
-_log = logging.getLogger(__name__)
-
 _BRIDGE = "bridge"
-_PREFIX = "failed to set up container networking: "
-_IP_FORWARD = "/proc/sys/net/ipv4/ip_forward"
+
+Memberships = Mapping[str, Mapping[str, Any]]
 
 
 class NetworkService:
-    """Networks and endpoints. Threads may call it at the same time."""
+    """Networks and endpoints. Threads may call it at the same time, for one container one at a time."""
 
     def __init__(self, config: Config, database: Database, events: EventLog) -> None:
         self._config = config
         self._events = events
         self._store = NetworkStore(database)
-        self._names = bridges.engine_names(config)
+        self._live = LiveNetworks(config, self._store)
+        self._places = Places(self._live, self._store)
         self._namespaces = os.path.join(config.exec_root, "netns")
-        self._ports = ports.PortKeeper()
-        self._lock = threading.Lock()  # of the pool
-        self._pool: ipam.AddressPool | None = None
-        self._bridge: bridges.Bridge | None = None
-        self._netlink: netlink.RouteSocket | None = None
-        self._nftables: nftables.Nftables | None = None
 
     def start(self) -> None:
-        """Bring up the default bridge and the rules. What containers have from before stays as it is.
+        """Bring up the networks and the rules. What containers have from before stays as it is.
 
         Raises an engine error when the host does not allow it.
         """
         os.makedirs(self._namespaces, exist_ok=True)
         self._store.ensure_predefined()
-        self._netlink = netlink.RouteSocket()
-        if self._config.bridge == "none":
-            return
-        try:
-            self._start_bridge(self._netlink)
-        except OSError as error:
-            raise errors.SystemFailure(f"cannot set up the default bridge {self._names.bridge}: {error}") from error
+        self._live.start()
 
     def close(self) -> None:
-        """Let go of sockets. Bridge, rules and containers' networks stay; published ports are no longer kept."""
-        self._ports.close()
-        if self._netlink is not None:
-            self._netlink.close()
-        if self._nftables is not None:
-            self._nftables.close()
+        """Let go of sockets. Bridges, rules and containers' networks stay; published ports are no longer kept."""
+        self._places.close()
+        self._live.close()
+
+    def check(self, memberships: Memberships) -> None:
+        """Raise InvalidParameter for settings that their network does not allow; a network may not be there yet."""
+        for reference, settings in memberships.items():
+            try:
+                network = self.network(reference)
+            except errors.NotFound:
+                continue
+            try:
+                membership.check(membership.parse(network.name, settings), network)
+            except errors.InvalidParameter as error:
+                raise errors.InvalidParameter(f"invalid config for network {reference}: {error}") from None
 
     def allocate(
         self,
@@ -78,6 +74,8 @@ class NetworkService:
         *,
         name: str,
         mode: str,
+        memberships: Memberships | None = None,
+        hostname: str = "",
         exposed_ports: Iterable[str] = (),
         port_bindings: Mapping[str, Sequence[ports.Binding] | None] | None = None,
         publish_all: bool = False,
@@ -86,55 +84,138 @@ class NetworkService:
         """Make a container's network and publish its ports, before the container exists.
 
         ``name`` is the container's name; ``mode`` is HostConfig.NetworkMode (``default``, ``bridge``, ``host``,
-        ``none``, ``container:ID`` with the full id). Undo with :meth:`release`, which is also right after a failure.
+        ``none``, a network's name, ``container:ID`` with the full id); ``memberships`` are the networks that it is to
+        be on, with the settings that a client sent: the one of ``mode`` is the first. Undo with :meth:`release`, which
+        is also right after a failure.
 
         Raises NotFound for an unknown network, InvalidParameter for a malformed port or address, Conflict when the
-        container has a network already or ``container:ID`` has none, SystemFailure when a port is taken or the kernel
-        refuses.
+        container has a network already or ``container:ID`` has none, Forbidden for an address that is taken,
+        SystemFailure when a port is taken or the kernel refuses.
         """
         if mode.startswith("container:"):
             return self._join(mode.partition(":")[2])
-        if self._store.endpoint(container_id) is not None:
-            raise errors.Conflict(f"{_PREFIX}container {container_id} has a network already")
-        network = self._network_for(mode)
+        if self._store.endpoints_of(container_id):
+            raise errors.Conflict(f"{FAILURE}container {container_id} has a network already")
+        wanted = self._wanted(mode, memberships or {}, mac_address)
         exposed = {f"{port}/{protocol}" for port, protocol in map(ports.parse_port, exposed_ports)}
+        sandbox = secrets.token_hex(32)
+        endpoints = [
+            Endpoint(
+                container_id=container_id,
+                container_name=name.lstrip("/"),
+                network=network.name,
+                network_id=network.id,
+                endpoint_id=secrets.token_hex(32),
+                sandbox_id=sandbox,
+                namespace="" if network.name == "host" else os.path.join(self._namespaces, container_id),
+                exposed=tuple(sorted(exposed)) if network.subnet else (),
+                interface=f"eth{number}" if network.subnet else "",
+                names=self._names(network, container_id, name, hostname, settings),
+            )
+            for number, (network, settings) in enumerate(wanted)
+        ]
+        if wanted[0][0].name == "host":
+            self._store.insert(endpoints[0])
+        elif wanted[0][0].name == "none":
+            self._allocate_none(endpoints[0])
+        else:
+            asked = (port_bindings or {}, exposed, publish_all)
+            endpoints = self._allocate_bridges(endpoints, wanted, asked)
+        for endpoint in endpoints:
+            self._publish_event("connect", endpoint)
+        return self._attachment(endpoints)
+
+    def release(self, container_id: str) -> None:
+        """Take a container's network away and make its addresses and ports free. Without one there is nothing to do.
+
+        What the kernel cannot take away now is left for :meth:`restore`; an error is logged, not raised.
+        """
+        endpoints = self._store.endpoints_of(container_id)
+        if not endpoints:
+            return
+        self._places.dismantle(endpoints)
+        for endpoint in endpoints:
+            self._publish_event("disconnect", endpoint)
+
+    def connect(
+        self, container_id: str, network: Network, *, name: str, hostname: str, settings: Mapping[str, Any]
+    ) -> Endpoint:
+        """Give a running container a place on one more network.
+
+        Raises Forbidden when it is there already or the address is taken, InvalidParameter for settings that do not go
+        with the network, SystemFailure when the kernel refuses; nothing is changed then.
+        """
+        present = self._store.endpoints_of(container_id)
+        if any(one.network_id == network.id for one in present):
+            raise errors.Forbidden(f"endpoint with name {name.lstrip('/')} already exists in network {network.name}")
+        if not present or not present[0].namespace:
+            raise errors.Conflict(f"container {container_id} has no network namespace of its own")
+        wanted = membership.parse(network.name, settings)
+        membership.check(wanted, network)
+        live = self._live.get(network)
+        numbers = [int(one.interface.removeprefix("eth")) for one in present if one.interface.startswith("eth")]
         endpoint = Endpoint(
             container_id=container_id,
             container_name=name.lstrip("/"),
             network=network.name,
             network_id=network.id,
             endpoint_id=secrets.token_hex(32),
-            sandbox_id=secrets.token_hex(32),
+            sandbox_id=present[0].sandbox_id,
+            namespace=present[0].namespace,
+            exposed=present[0].exposed,
+            interface=f"eth{max(numbers, default=-1) + 1}",
+            names=self._names(network, container_id, name, hostname, wanted),
         )
-        if network.name == "host":
-            self._store.insert(endpoint)
-        elif network.name == "none":
-            endpoint = dataclasses.replace(endpoint, namespace=self._namespace(container_id))
-            self._allocate_none(endpoint)
-        else:
-            requests = ports.parse_requests(port_bindings or {}, exposed, publish_all)
-            endpoint = dataclasses.replace(
-                endpoint,
-                namespace=self._namespace(container_id),
-                device=self._names.device_prefix + secrets.token_hex(4)[: 15 - len(self._names.device_prefix)],
-                exposed=tuple(sorted(exposed)),
-                hardware_address=_parse_mac(mac_address),
-            )
-            endpoint = self._allocate_bridge(endpoint, requests)
+        endpoint = self._places.reserve(endpoint, live, wanted)
+
+        def inside(descriptor: int) -> None:
+            with netlink.RouteSocket() as own:
+                self._places.plug(endpoint, live, descriptor, own)
+                self._places.lead_through([*present, endpoint], own)
+
+        try:
+            netns.enter(endpoint.namespace, inside)
+            self._places.move_ports([*present, endpoint])
+        except (OSError, errors.EngineError) as error:
+            self._leave(endpoint)
+            if isinstance(error, OSError):
+                raise errors.SystemFailure(f"cannot connect {endpoint.container_name}: {error}") from error
+            raise
         self._publish_event("connect", endpoint)
-        settings = network_settings(endpoint, network.name)
-        return Attachment(endpoint.namespace or None, settings, endpoint.address, endpoint.gateway)
+        return endpoint
 
-    def release(self, container_id: str) -> None:
-        """Take a container's network away and make its address and ports free. Without one there is nothing to do.
-
-        What the kernel cannot take away now is left for :meth:`restore`; an error is logged, not raised.
-        """
-        endpoint = self._store.endpoint(container_id)
+    def disconnect(self, container_id: str, network: Network) -> Endpoint | None:
+        """Take a running container off a network; None when it is not on it."""
+        present = self._store.endpoints_of(container_id)
+        endpoint = next((one for one in present if one.network_id == network.id), None)
         if endpoint is None:
-            return
-        self._dismantle(endpoint)
+            return None
+        self._leave(endpoint)
         self._publish_event("disconnect", endpoint)
+        return endpoint
+
+    def create(self, wanted: Definition) -> Network:
+        """Make a network. Raises as :meth:`LiveNetworks.create`."""
+        network = self._live.create(wanted)
+        self._events.publish("network", "create", network.id, {"name": network.name, "type": network.driver})
+        return network
+
+    def remove(self, reference: str) -> Network:
+        """Remove a network. Raises NotFound, and Forbidden for one that is predefined or has containers on it."""
+        network = self.network(reference)
+        if network.predefined:
+            raise errors.Forbidden(f"{network.name} is a pre-defined network and cannot be removed")
+        if not self._live.remove(network):
+            here = ", ".join(
+                f'name:"{one.container_name}" id:"{one.endpoint_id[:12]}"'
+                for one in self._store.endpoints()
+                if one.network_id == network.id
+            )
+            raise errors.Forbidden(
+                f"error while removing network: network {network.name} has active endpoints ({here})"
+            )
+        self._events.publish("network", "destroy", network.id, {"name": network.name, "type": network.driver})
+        return network
 
     def restore(self, live_ids: Iterable[str]) -> None:
         """Take over what belongs to the containers ``live_ids``, and remove whatever belongs to no other.
@@ -146,37 +227,56 @@ class NetworkService:
         for endpoint in self._store.endpoints():
             if endpoint.container_id in live:
                 kept.append(endpoint)
-                self._keep_ports_again(endpoint)
+                self._places.keep_ports_again(endpoint)
             else:
-                self._dismantle(endpoint)
+                self._places.dismantle([endpoint])
         wanted = {os.path.basename(endpoint.namespace) for endpoint in kept if endpoint.namespace}
         for entry in os.listdir(self._namespaces):
             if entry not in wanted:
-                with _logged("remove a left-over network namespace"):
+                with logged("remove a left-over network namespace"):
                     netns.remove(os.path.join(self._namespaces, entry))
         devices = {endpoint.device for endpoint in kept}
-        for link in self._route_socket().links():
-            if link.name.startswith(self._names.device_prefix) and link.name not in devices:
-                with _logged("remove a left-over device"):
-                    self._route_socket().run([netlink.delete_link(link.name)])
+        for link in self._live.host.links():
+            if link.name.startswith(self._live.names.device_prefix) and link.name not in devices:
+                with logged("remove a left-over device"):
+                    self._live.host.run([netlink.delete_link(link.name)])
 
     def rename(self, container_id: str, name: str) -> None:
         """Show a running container under its new name."""
-        endpoint = self._store.endpoint(container_id)
-        if endpoint is not None:
-            self._store.update(dataclasses.replace(endpoint, container_name=name.lstrip("/")))
+        for endpoint in self._store.endpoints_of(container_id):
+            new = name.lstrip("/")
+            names = tuple(new if one == endpoint.container_name else one for one in endpoint.names)
+            self._store.update(dataclasses.replace(endpoint, container_name=new, names=names))
 
-    def settings(self, container_id: str, mode: str = "default") -> Json:
-        """The body of ``NetworkSettings``; ``mode`` tells the network of a container that does not run."""
-        endpoint = self._store.endpoint(container_id)
-        if endpoint is not None:
-            return network_settings(endpoint, endpoint.network)
-        name = "" if mode.startswith("container:") else _BRIDGE if mode in ("", "default") else mode
-        return network_settings(None, name)
+    def settings(
+        self,
+        container_id: str,
+        mode: str = "default",
+        memberships: Memberships | None = None,
+        *,
+        name: str = "",
+        hostname: str = "",
+    ) -> Json:
+        """The body of ``NetworkSettings``; ``mode`` and ``memberships`` as for :meth:`allocate`."""
+        endpoints = self._store.endpoints_of(container_id)
+        if mode.startswith("container:"):
+            return network_settings({}, (), {}, {})
+        known = self._store.networks()
+        ids = {network.name: network.id for network in known}
+        shown: dict[str, Mapping[str, Any]] = {endpoint.network: {} for endpoint in endpoints}
+        shown |= {_name_in(known, reference): sent for reference, sent in (memberships or {}).items()}
+        if memberships is None and not shown:
+            shown = {_name_in(known, mode): {}}
+        names = {}
+        for network, settings in shown.items():
+            if network not in PREDEFINED:
+                aliases = next((value for key, value in settings.items() if key.lower() == "aliases"), None)
+                names[network] = membership.dns_names(container_id, name, hostname, tuple(aliases or ()))
+        return network_settings(shown, endpoints, ids, names)
 
     def endpoint(self, container_id: str) -> Endpoint | None:
-        """The container's endpoint while it runs."""
-        return self._store.endpoint(container_id)
+        """The container's first endpoint while it runs."""
+        return next(iter(self._store.endpoints_of(container_id)), None)
 
     def endpoints(self) -> Sequence[Endpoint]:
         """The endpoints of all running containers."""
@@ -202,75 +302,71 @@ class NetworkService:
     @property
     def gateway(self) -> str:
         """The default bridge's address: what ``host-gateway`` means. Empty without a bridge."""
-        return str(self._bridge.address.ip) if self._bridge is not None else ""
+        live = self._live.default()
+        return str(live.bridge.address.ip) if live is not None else ""
 
-    def _start_bridge(self, host: netlink.RouteSocket) -> None:
-        name = self._names.bridge
-        remembered = self._store.bridge_address(_BRIDGE)
-        address = bridges.choose_address(host, self._config, name, remembered)
-        endpoints = [endpoint for endpoint in self._store.endpoints() if endpoint.address]
-        if not self._config.bridge and not endpoints:
-            bridges.remove_other(host, name, address)
-        self._bridge = bridges.ensure_bridge(host, name, address, self._config.mtu)
-        self._store.set_bridge(
-            _BRIDGE,
-            str(address),
-            {
-                "com.docker.network.bridge.default_bridge": "true",
-                "com.docker.network.bridge.enable_icc": "true",
-                "com.docker.network.bridge.enable_ip_masquerade": "true",
-                "com.docker.network.bridge.host_binding_ipv4": "0.0.0.0",
-                "com.docker.network.bridge.name": name,
-                "com.docker.network.driver.mtu": str(self._config.mtu),
-            },
-        )
-        used = [IPv4Address(endpoint.address) for endpoint in endpoints]
-        self._pool = ipam.AddressPool(address.network, [address.ip], used)
-        _enable_forwarding()
-        self._nftables = nftables.Nftables()
-        translations = [one for endpoint in endpoints for one in endpoint.translations()]
-        self._nftables.run(nftables.install_table(self._names.table, name, address.network, translations))
-        self._pass_firewalls(self._nftables)
+    def _wanted(
+        self, mode: str, memberships: Memberships, mac_address: str
+    ) -> list[tuple[Network, membership.Membership]]:
+        """The networks that a container is to be on, that of its mode first, and how."""
+        first = self._network_for(mode)
+        settings = {network.id: sent for network, sent in self._resolved(memberships)}
+        others = [network for network, _ in self._resolved(memberships) if network.id != first.id]
+        if mode in ("host", "none"):
+            others = []
+        elif memberships and first.id not in settings:
+            # Disconnected from it since it was created.
+            others, first = others[1:], others[0]
+        wanted: list[tuple[Network, membership.Membership]] = []
+        for network in (first, *others):
+            parsed = membership.parse(network.name, settings.get(network.id, {}))
+            if network is first and mac_address and not parsed.hardware_address:
+                parsed = dataclasses.replace(parsed, hardware_address=membership.parse_mac(mac_address))
+            if network.subnet:
+                membership.check(parsed, network)
+            wanted.append((network, parsed))
+        return wanted
 
-    def _pass_firewalls(self, rules: nftables.Nftables) -> None:
-        """Be accepted where another Docker keeps a chain for that; say so when another's rules keep containers in."""
-        with _logged("look for other firewalls"):
-            name = self._names.bridge
-            listing = rules.run("list chains")
-            user_chain = rules.user_chain()
-            if commands := nftables.accept_bridge(listing, user_chain, name):
-                rules.run(commands)
-                _log.info("another Docker drops what is forwarded: %s is accepted in its chain DOCKER-USER", name)
-            for chain in nftables.dropping_forward_chains(listing):
-                if chain == "ip filter FORWARD" and user_chain:
-                    continue
-                _log.warning(
-                    "chain %s (a firewall's) drops forwarded packets by default: unless it accepts those from and to "
-                    "%s, containers reach neither each other nor the outside",
-                    chain,
-                    name,
-                )
+    def _resolved(self, memberships: Memberships) -> list[tuple[Network, Mapping[str, Any]]]:
+        try:
+            return [
+                (self.network(_BRIDGE if reference in ("", "default") else reference), settings)
+                for reference, settings in memberships.items()
+            ]
+        except errors.NotFound as error:
+            raise errors.NotFound(f"{FAILURE}{error}") from error
 
     def _network_for(self, mode: str) -> Network:
         reference = _BRIDGE if mode in ("", "default") else mode
         try:
             network = self.network(reference)
         except errors.NotFound as error:
-            raise errors.NotFound(f"{_PREFIX}{error}") from error
-        if network.name == _BRIDGE and self._bridge is None:
+            raise errors.NotFound(f"{FAILURE}{error}") from error
+        if network.name == _BRIDGE and self._live.default() is None:
             if mode == _BRIDGE:
                 raise errors.InvalidParameter(
-                    f"{_PREFIX}the engine was started without a default bridge (--bridge none)"
+                    f"{FAILURE}the engine was started without a default bridge (--bridge none)"
                 )
             return self.network("none")
         return network
 
     def _join(self, other: str) -> Attachment:
-        endpoint = self._store.endpoint(other)
-        if endpoint is None:
+        endpoints = self._store.endpoints_of(other)
+        if not endpoints:
             raise errors.Conflict(f"cannot join network namespace of a non running container: {other}")
         # The settings of a container without a network of its own are empty; its files are the other's.
-        return Attachment(endpoint.namespace or None, network_settings(None, ""), endpoint.address, endpoint.gateway)
+        return self._attachment(endpoints, own=False)
+
+    def _attachment(self, endpoints: Sequence[Endpoint], *, own: bool = True) -> Attachment:
+        leading = gateway_place(endpoints) or endpoints[0]
+        return Attachment(
+            endpoints[0].namespace or None,
+            self.settings(endpoints[0].container_id) if own else network_settings({}, (), {}, {}),
+            leading.address,
+            leading.gateway,
+            addresses=tuple(endpoint.address for endpoint in endpoints if endpoint.address),
+            resolver=any(endpoint.network not in PREDEFINED for endpoint in endpoints),
+        )
 
     def _allocate_none(self, endpoint: Endpoint) -> None:
         self._store.insert(endpoint)
@@ -282,163 +378,93 @@ class NetworkService:
         try:
             netns.create(endpoint.namespace, inside)
         except OSError as error:
-            self._store.delete(endpoint.container_id)
-            raise errors.SystemFailure(f"{_PREFIX}cannot make a network namespace: {error}") from error
+            self._store.delete(endpoint)
+            raise errors.SystemFailure(f"{FAILURE}cannot make a network namespace: {error}") from error
 
-    def _allocate_bridge(self, endpoint: Endpoint, requests: Sequence[ports.PortRequest]) -> Endpoint:
-        bridge, pool = self._bridge, self._pool
-        assert bridge is not None
-        assert pool is not None
-        with self._lock:
-            address = pool.take()
-        hardware = bytes.fromhex(endpoint.hardware_address.replace(":", "")) or ipam.hardware_address(address)
-        endpoint = dataclasses.replace(
-            endpoint,
-            address=str(address),
-            prefix=bridge.address.network.prefixlen,
-            gateway=str(bridge.address.ip),
-            hardware_address=hardware.hex(":"),
+    def _allocate_bridges(
+        self,
+        endpoints: Sequence[Endpoint],
+        wanted: Sequence[tuple[Network, membership.Membership]],
+        asked: tuple[Mapping[str, Sequence[ports.Binding] | None], Iterable[str], bool],
+    ) -> list[Endpoint]:
+        lives = [self._live.get(network) for network, _ in wanted]
+        leading = gateway_place(
+            [
+                dataclasses.replace(endpoint, gateway=str(live.gateway or ""), priority=settings.priority)
+                for endpoint, live, (_, settings) in zip(endpoints, lives, wanted, strict=True)
+            ]
         )
+        reserved: list[Endpoint] = []
         try:
-            endpoint = dataclasses.replace(endpoint, published=self._keep_ports(endpoint, requests))
-            self._store.insert(endpoint)
-        except BaseException:
-            self._give_back(endpoint)
-            raise
-        try:
-            self._connect(endpoint, bridge, address, hardware)
-        except (OSError, errors.EngineError) as error:
-            self._dismantle(endpoint)
+            for endpoint, live, (_, settings) in zip(endpoints, lives, wanted, strict=True):
+                try:
+                    made = self._places.reserve(endpoint, live, settings)
+                except errors.EngineError as error:
+                    raise type(error)(f"{FAILURE}{error}") from error
+                reserved.append(made)
+                if leading is not None and leading.network_id == made.network_id:
+                    requests = ports.parse_requests(*asked, default=live.host_address)
+                    reserved[-1] = self._places.publish(made, requests)
+            self._make(reserved, lives)
+        except BaseException as error:
+            self._places.dismantle(reserved)
             if isinstance(error, OSError):
-                raise errors.SystemFailure(f"{_PREFIX}{error}") from error
+                raise errors.SystemFailure(f"{FAILURE}{error}") from error
             raise
-        return endpoint
+        return reserved
 
-    def _connect(self, endpoint: Endpoint, bridge: bridges.Bridge, address: IPv4Address, hardware: bytes) -> None:
+    def _make(self, endpoints: Sequence[Endpoint], lives: Sequence[LiveNetwork]) -> None:
         def inside(descriptor: int) -> None:
             with netlink.RouteSocket() as own:
                 bridges.prepare_loopback(own)
-                bridges.connect(self._route_socket(), own, bridge, endpoint.device, descriptor, address, hardware)
+                for endpoint, live in zip(endpoints, lives, strict=True):
+                    self._places.plug(endpoint, live, descriptor, own)
+                self._places.lead_through(endpoints, own)
 
-        netns.create(endpoint.namespace, inside)
-        self._rules().run(nftables.add_translations(self._names.table, endpoint.translations()))
+        netns.create(endpoints[0].namespace, inside)
+        for endpoint in endpoints:
+            self._places.open_ports(endpoint)
 
-    def _keep_ports(self, endpoint: Endpoint, requests: Sequence[ports.PortRequest]) -> tuple[PublishedPort, ...]:
-        """Reserve a host port for each request, or none. Raises SystemFailure in the real engine's words."""
-        published: list[PublishedPort] = []
-        for request in requests:
-            host = request.host_address
-            try:
-                port = self._ports.keep(endpoint.container_id, request)
-            except ports.BindError as error:
-                if self._ports.has(request.protocol, host, error.port):
-                    reason = f"Bind for {host}:{error.port} failed: port is already allocated"
-                else:
-                    reason = (
-                        f"failed to bind host port for {host}:{error.port}:"
-                        f"{endpoint.address}:{request.port}/{request.protocol}: {error.reason}"
-                    )
-                raise errors.SystemFailure(
-                    f"{_PREFIX}driver failed programming external connectivity on endpoint "
-                    f"{endpoint.container_name} ({endpoint.endpoint_id}): {reason}"
-                ) from error
-            published.append(PublishedPort(request.port, request.protocol, str(host), port))
-        return tuple(published)
+    def _leave(self, endpoint: Endpoint) -> None:
+        """Take the endpoint away; its published ports, and the default route, become those of another."""
+        current = self._store.endpoints_of(endpoint.container_id)
+        here = next((one for one in current if one.network_id == endpoint.network_id), endpoint)
+        left = [one for one in current if one.network_id != endpoint.network_id]
+        leading = gateway_place(left)
+        if here.published and leading is not None:
+            self._places.move_ports([dataclasses.replace(here, gateway=""), *left])
+            here = dataclasses.replace(here, published=())
+        self._places.unplug(here)
 
-    def _keep_ports_again(self, endpoint: Endpoint) -> None:
-        """Reserve the ports of a container that runs since before this engine's start."""
-        for port in endpoint.published:
-            host = IPv4Address(port.host_address)
-            request = ports.PortRequest(port.port, port.protocol, host, port.host_port, port.host_port)
-            try:
-                self._ports.keep(endpoint.container_id, request)
-            except ports.BindError as error:
-                # The container keeps the traffic: the translation comes before whoever took the port meanwhile.
-                _log.warning(
-                    "host port %s:%d/%s of running container %s is now also bound by another program: %s",
-                    port.host_address,
-                    port.host_port,
-                    port.protocol,
-                    endpoint.container_name,
-                    error.reason,
-                )
+        def inside(_descriptor: int) -> None:
+            with netlink.RouteSocket() as own:
+                self._places.lead_through(left, own)
 
-    def _dismantle(self, endpoint: Endpoint) -> None:
-        """Undo everything of an endpoint, however much of it there is."""
-        if endpoint.published:
-            with _logged("close published ports"):
-                self._delete_translations(endpoint)
-        if endpoint.device:
-            # The pair goes with the namespace, but later: its address may be another's by then.
-            with contextlib.suppress(OSError):
-                self._route_socket().run([netlink.detach(endpoint.device)])
-        if endpoint.namespace:
-            with _logged("remove a network namespace"):
-                netns.remove(endpoint.namespace)
-        self._store.delete(endpoint.container_id)
-        self._give_back(endpoint)
+        with logged("set the default route"):
+            netns.enter(endpoint.namespace, inside)
 
-    def _delete_translations(self, endpoint: Endpoint) -> None:
-        rules = self._rules()
-        for translation in endpoint.translations():
-            # One by one: a half-made endpoint has some of them, and nftables takes all of a transaction or nothing.
-            with contextlib.suppress(errors.SystemFailure):
-                rules.run(nftables.delete_translations(self._names.table, [translation]))
-
-    def _give_back(self, endpoint: Endpoint) -> None:
-        """Make the address and the ports of an endpoint free again."""
-        self._ports.release(endpoint.container_id)
-        with self._lock:
-            if endpoint.address and self._pool is not None:
-                self._pool.give_back(IPv4Address(endpoint.address))
+    @staticmethod
+    def _names(
+        network: Network, container_id: str, name: str, hostname: str, wanted: membership.Membership
+    ) -> tuple[str, ...]:
+        if network.predefined:
+            return ()
+        return tuple(membership.dns_names(container_id, name, hostname, wanted.aliases))
 
     def _publish_event(self, action: str, endpoint: Endpoint) -> None:
         attributes = {
             "container": endpoint.container_id,
             "name": endpoint.network,
-            "type": PREDEFINED.get(endpoint.network, endpoint.network),
+            "type": PREDEFINED.get(endpoint.network, _BRIDGE),
         }
         self._events.publish("network", action, endpoint.network_id, attributes)
 
-    def _namespace(self, container_id: str) -> str:
-        return os.path.join(self._namespaces, container_id)
 
-    def _route_socket(self) -> netlink.RouteSocket:
-        if self._netlink is None:
-            raise errors.Unavailable("the networks are not up")
-        return self._netlink
-
-    def _rules(self) -> nftables.Nftables:
-        if self._nftables is None:
-            raise errors.Unavailable("the default bridge is not up")
-        return self._nftables
-
-
-@contextlib.contextmanager
-def _logged(what: str) -> Iterator[None]:
-    """Go on after a failure: what is left over is found again at the next start."""
-    try:
-        yield
-    except (OSError, errors.EngineError) as error:
-        _log.error("cannot %s: %s", what, error)
-
-
-def _parse_mac(text: str) -> str:
-    """A hardware address in its usual form, or empty. Raises InvalidParameter."""
-    if not text:
-        return ""
-    try:
-        value = bytes.fromhex(text.replace(":", "").replace("-", ""))
-    except ValueError:
-        value = b""
-    if len(value) != 6:
-        raise errors.InvalidParameter(f"{text} is not a valid mac address")
-    return value.hex(":")
-
-
-def _enable_forwarding() -> None:
-    """Let the kernel pass packets on between devices: without it no container reaches further than the host."""
-    with open(_IP_FORWARD, "r+") as file:
-        if file.read().strip() != "1":
-            file.seek(0)
-            file.write("1")
+def _name_in(known: Sequence[Network], reference: str) -> str:
+    """A network's name for its name or id, or the reference when there is none such."""
+    if reference in ("", "default"):
+        return _BRIDGE
+    for network in known:
+        if reference in (network.name, network.id) or (len(reference) >= 12 and network.id.startswith(reference)):
+            return network.name
+    return reference

@@ -7,13 +7,14 @@ import secrets
 import sqlite3
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, IPv4Network
+from typing import Any
 
 from dockerd import errors
-from dockerd.networks.model import Endpoint, Network
+from dockerd.networks.model import PREDEFINED, Endpoint, Network
 from gantry.database import Database
 
-__all__ = ["PREDEFINED", "SCHEMA", "NetworkStore"]
+__all__ = ["SCHEMA", "SCHEMA_2", "NetworkStore"]
 
 SCHEMA = """
 CREATE TABLE networks (
@@ -33,8 +34,23 @@ CREATE TABLE endpoints (
 );
 """
 
-PREDEFINED: Mapping[str, str] = {"bridge": "bridge", "host": "host", "none": "null"}
-"""Networks that are always there, and their drivers."""
+# Networks of the user's, and several for one container. ``settings`` is JSON of what only those have.
+SCHEMA_2 = """
+ALTER TABLE networks ADD COLUMN settings TEXT NOT NULL DEFAULT '{}';
+CREATE TABLE places (
+    container_id TEXT NOT NULL,
+    network_id TEXT NOT NULL REFERENCES networks (id),
+    address TEXT,
+    endpoint TEXT NOT NULL,
+    PRIMARY KEY (container_id, network_id),
+    UNIQUE (network_id, address)
+);
+INSERT INTO places
+    SELECT endpoints.container_id, networks.id, endpoints.address, endpoints.endpoint
+    FROM endpoints JOIN networks ON networks.name = endpoints.network ORDER BY endpoints.rowid;
+DROP TABLE endpoints;
+ALTER TABLE places RENAME TO endpoints;
+"""
 
 
 class NetworkStore:
@@ -79,23 +95,58 @@ class NetworkStore:
             rows = connection.execute("SELECT endpoint FROM endpoints ORDER BY rowid")
             return [Endpoint.decode(row["endpoint"]) for row in rows]
 
-    def endpoint(self, container_id: str) -> Endpoint | None:
-        """The container's endpoint while it runs."""
-        with self._database.read() as connection:
-            row = connection.execute(
-                "SELECT endpoint FROM endpoints WHERE container_id = ?", (container_id,)
-            ).fetchone()
-        return None if row is None else Endpoint.decode(row["endpoint"])
-
-    def insert(self, endpoint: Endpoint) -> None:
-        """Keep a new endpoint. Raises Conflict when the container has one, or another has its address."""
+    def insert_network(self, network: Network) -> None:
+        """Keep a new network. Raises Conflict when the name is taken."""
+        address = ""
+        if network.subnet:
+            address = f"{network.gateway}/{IPv4Network(network.subnet).prefixlen}"
+        settings = {name: getattr(network, name) for name in _SETTINGS}
         try:
             with self._database.write() as connection:
                 connection.execute(
-                    "INSERT INTO endpoints (container_id, network, address, endpoint) VALUES (?, ?, ?, ?)",
-                    (endpoint.container_id, endpoint.network, endpoint.address or None, endpoint.encode()),
+                    "INSERT INTO networks (name, id, driver, created_at, address, options, settings) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        network.name,
+                        network.id,
+                        network.driver,
+                        network.created_at,
+                        address,
+                        json.dumps(dict(network.options)),
+                        json.dumps(settings),
+                    ),
                 )
         except sqlite3.IntegrityError as error:
+            raise errors.Conflict(f"network with name {network.name} already exists") from error
+
+    def delete_network(self, network_id: str) -> bool:
+        """Forget a network; False, and nothing changed, when a container is on it."""
+        try:
+            with self._database.write() as connection:
+                connection.execute("DELETE FROM networks WHERE id = ?", (network_id,))
+        except sqlite3.IntegrityError:
+            return False
+        return True
+
+    def endpoints_of(self, container_id: str) -> list[Endpoint]:
+        """The container's endpoints while it runs, in the order in which it was joined to their networks."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                "SELECT endpoint FROM endpoints WHERE container_id = ? ORDER BY rowid", (container_id,)
+            )
+            return [Endpoint.decode(row["endpoint"]) for row in rows]
+
+    def insert(self, endpoint: Endpoint) -> None:
+        """Keep a new endpoint. Raises NotFound when the network is gone, Conflict when the place is taken."""
+        try:
+            with self._database.write() as connection:
+                connection.execute(
+                    "INSERT INTO endpoints (container_id, network_id, address, endpoint) VALUES (?, ?, ?, ?)",
+                    (endpoint.container_id, endpoint.network_id, endpoint.address or None, endpoint.encode()),
+                )
+        except sqlite3.IntegrityError as error:
+            if "FOREIGN KEY" in str(error):
+                raise errors.NotFound(f"network {endpoint.network} not found") from error
             raise errors.Conflict(
                 f"container {endpoint.container_id} already has a network endpoint, or its address is in use: {error}"
             ) from error
@@ -104,13 +155,33 @@ class NetworkStore:
         """Keep what changed of an endpoint."""
         with self._database.write() as connection:
             connection.execute(
-                "UPDATE endpoints SET endpoint = ? WHERE container_id = ?", (endpoint.encode(), endpoint.container_id)
+                "UPDATE endpoints SET endpoint = ? WHERE container_id = ? AND network_id = ?",
+                (endpoint.encode(), endpoint.container_id, endpoint.network_id),
             )
 
-    def delete(self, container_id: str) -> None:
+    def delete(self, endpoint: Endpoint) -> None:
         """Forget an endpoint."""
         with self._database.write() as connection:
-            connection.execute("DELETE FROM endpoints WHERE container_id = ?", (container_id,))
+            connection.execute(
+                "DELETE FROM endpoints WHERE container_id = ? AND network_id = ?",
+                (endpoint.container_id, endpoint.network_id),
+            )
+
+
+_SETTINGS = (
+    "device",
+    "configured",
+    "ip_range",
+    "auxiliary",
+    "internal",
+    "attachable",
+    "labels",
+    "ipam_options",
+)
+
+
+def _pairs(value: Any) -> tuple[tuple[str, str], ...]:
+    return tuple((str(name), str(text)) for name, text in value)
 
 
 def _network(row: sqlite3.Row) -> Network:
@@ -118,5 +189,10 @@ def _network(row: sqlite3.Row) -> Network:
     if row["address"]:
         address = IPv4Interface(row["address"])
         subnet, gateway = str(address.network), str(address.ip)
+    settings = json.loads(row["settings"])
+    for name in ("auxiliary", "labels"):
+        settings[name] = _pairs(settings.get(name, ()))
+    if settings.get("ipam_options") is not None:
+        settings["ipam_options"] = _pairs(settings["ipam_options"])
     options = tuple(sorted(json.loads(row["options"]).items()))
-    return Network(row["id"], row["name"], row["driver"], row["created_at"], subnet, gateway, options)
+    return Network(row["id"], row["name"], row["driver"], row["created_at"], subnet, gateway, options, **settings)
