@@ -278,3 +278,20 @@ def test_an_inherited_socket_is_answered_and_kept(containerd: Daemon) -> None:
             assert containerd.socket.exists()
         output, _ = early.communicate(timeout=20)
         assert b"gantry" in output
+
+
+def test_a_stop_does_not_wait_for_those_who_wait(daemon: Daemon, rootfs: Path) -> None:
+    """A client that waits for a container's end is told to ask the next daemon, and the container goes on."""
+    client = subprocess.Popen(daemon.argv(*_run(rootfs, "c", "/bin/sleep", "1000")), stderr=subprocess.PIPE)
+    _until(lambda: "RUNNING" in daemon.ctr("tasks", "ls"))
+    time.sleep(0.3)
+    begun = time.monotonic()
+    daemon.stop()
+    assert time.monotonic() - begun < 1.0
+    assert b"code = Unavailable" in client.communicate(timeout=10)[1]
+    daemon.start()
+    assert "RUNNING" in daemon.ctr("tasks", "ls")
+    daemon.ctr("tasks", "kill", "-s", "SIGKILL", "c")
+    _until(lambda: "STOPPED" in daemon.ctr("tasks", "ls"))
+    daemon.ctr("tasks", "rm", "c")
+    daemon.ctr("containers", "rm", "c")

@@ -184,10 +184,11 @@ class Daemon:
         server.add(health.register, healthy)
         await healthy.serving()
 
-        # The exchange and the streams end first: their calls last as long as the client likes.
+        # The exchange, the streams and the waits end first: their calls last as long as the client likes.
         self._cleanup.push_async_callback(server.stop, STOP_GRACE)
         self._cleanup.callback(events.close)
         self._cleanup.callback(streams.close)
+        self._cleanup.callback(shims.release)
         await self._listen(server)
         self._monitor_restarts(containers, RestartStore(database), domain, storage, events)
         await self._serve_pages(calls, domain)

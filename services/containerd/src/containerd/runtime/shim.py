@@ -9,7 +9,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from containerd import errors
-from containerd.errors import ContainerdError, DeadlineExceeded, NotFound
+from containerd.errors import ContainerdError, DeadlineExceeded, NotFound, Unavailable
 from containerd.runtime.bootstrap import Bootstrap, Exit, ShimBinary
 from containerd.runtime.bundle import Bundle
 from gantry.contracts.containerd.task.v3 import shim_pb2
@@ -114,6 +114,13 @@ class Shim:
         """Tell everybody who waits for any process: the shim and all its processes are gone."""
         for process in list(self._waits):
             self.exited(process, exit_)
+
+    def release(self) -> None:
+        """Tell everybody who waits that this daemon does not hear of it any more: the next one will know."""
+        for process in list(self._waits):
+            future = self._waits.pop(process)
+            if not future.done():
+                future.set_exception(Unavailable("containerd is stopping: unavailable"))
 
     async def disconnected(self, timeout: float) -> bool:
         """Wait until the shim ends the connection; tell whether it did so in time."""

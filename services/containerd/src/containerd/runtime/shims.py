@@ -396,6 +396,11 @@ class Shims:
 
     # --- the rest
 
+    def release(self) -> None:
+        """End the calls that wait for a process: they would last as long as it does."""
+        for shim in self._shims.values():
+            shim.release()
+
     async def stop(self) -> None:
         """Finish what is under way and let go of the shims, which go on."""
         self._stopping = True
