@@ -36,6 +36,7 @@ MODULES = (
     "attach",
     "exec",
     "archive",
+    "commit",
     "images",
     "networks",
     "volumes",

@@ -63,12 +63,6 @@ def build(_rest: str = "") -> flask.Response:
     raise NotSupported("building images is not supported by this engine version")
 
 
-@blueprint.post("/commit")
-def commit() -> flask.Response:
-    """Refused."""
-    raise NotSupported("committing a container to an image is not supported by this engine version")
-
-
 @blueprint.get("/containers/<reference>/attach/ws")
 def attach_websocket(reference: str) -> flask.Response:
     """Refused."""

@@ -17,7 +17,17 @@ from dockerd.containers.host import Host
 from dockerd.containers.model import ContainerConfig, HostConfig, LogConfig, PortBinding, RestartPolicy
 from dockerd.containers.wire import from_wire, unknown_keys
 
-__all__ = ["MASKED_PATHS", "READONLY_PATHS", "Request", "Settings", "log_attributes", "merge", "new_id", "parse", "settle"]
+__all__ = [
+    "MASKED_PATHS",
+    "READONLY_PATHS",
+    "Request",
+    "Settings",
+    "log_attributes",
+    "merge",
+    "new_id",
+    "parse",
+    "settle",
+]
 
 MASKED_PATHS = [
     "/proc/asound",

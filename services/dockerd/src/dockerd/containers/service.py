@@ -18,6 +18,7 @@ from dockerd.config import Config
 from dockerd.containers import host, names, spec, timestamps, validation
 from dockerd.containers.archive import Archives, PathStatus
 from dockerd.containers.changes import Change
+from dockerd.containers.commit import Commit, Committing
 from dockerd.containers.connecting import Connecting
 from dockerd.containers.creation import Creation
 from dockerd.containers.exits import Exits
@@ -97,6 +98,7 @@ class ContainerService:
         self._archives = Archives(parts)
         self._exits = Exits(parts, self._starting, self._discard)
         self._lifecycle = Lifecycle(parts, self._starting, self._exits, self._discard)
+        self._committing = Committing(parts, self._lifecycle)
         self._reconciler = Reconciler(parts, self._creation, self._starting, self._exits, self._removal)
         self._monitor = Monitor(containerd, self._on_event, self._on_connected)
         self._exec_exited: Callable[[task_events.TaskExit], None] = lambda _event: None
@@ -322,6 +324,10 @@ class ContainerService:
             except errors.NotFound:
                 sizes[container.id] = 0
         return sizes
+
+    def commit(self, reference: str, asked: Commit) -> str:
+        """Make an image of it; returns the image's id. See :meth:`Committing.commit`."""
+        return self._committing.commit(self._registry.find(reference), asked)
 
     def path_status(self, reference: str, path: str) -> PathStatus:
         """What is at a path of it. Raises NotFound."""

@@ -18,6 +18,7 @@ from dockerd.containerd_client import Client
 from dockerd.events import EventLog
 from dockerd.images import listing
 from dockerd.images.catalogue import Catalogue
+from dockerd.images.commit import CommitRequest, commit_image
 from dockerd.images.exchange import Exchange
 from dockerd.images.history import Step, history
 from dockerd.images.importer import ImportRequest, import_image
@@ -189,6 +190,19 @@ class ImageService:
             self._unpacker.unpack(content)
         self.publish("import", content.image_id, content.image_id, {})
         return self.resolve(content.image_id)
+
+    def commit(self, parent: str, request: CommitRequest, reference: str) -> str:
+        """Make an image of a container whose image is ``parent``; ``reference`` may be empty. Returns its id."""
+        image = self.resolve(parent)
+        with lease(self._containerd) as metadata:
+            target = commit_image(self._containerd, image, request, metadata)
+            with self._changing:
+                self._catalogue.put(f"{DANGLING}@{target.digest}", target, metadata)
+            content = self._catalogue.content(target)
+            self._unpacker.unpack(content)
+        if reference:
+            self.tag(content.image_id, reference)
+        return content.image_id
 
     def publish(self, action: str, actor: str, name: str, labels: Mapping[str, str]) -> None:
         """Tell of something that happened to an image."""
