@@ -48,6 +48,11 @@ def prepare(context: Context, container_id: str, options: CreateOptions, termina
     security.check_labels(job.process)
     job.scheduling = planned_scheduling(job.process, spec)
     _warn_unknown_capabilities(job)
+    job.net_devices = {}
+    if spec["linux"].get("netDevices"):
+        from runc import netdevices
+
+        job.net_devices = netdevices.check(spec)
     job.cgroups = hierarchy.container_paths(hierarchy.discover(), spec["linux"].get("cgroupsPath", ""), container_id)
     job.launcher_fd = options.launcher_fd
     job.no_pivot = options.no_pivot
@@ -234,6 +239,10 @@ def _attend(job: Job, pid: int, channel: messages.Channel) -> None:
     channel.send(GO)
     _set_limits(job)  # while init is making its mounts
     channel.expect(PREPARED)
+    if job.net_devices:
+        from runc import netdevices
+
+        netdevices.move_all(job.net_devices, pid)
     _run_hooks(job)
     channel.send(GO)
     if job.listener is None:

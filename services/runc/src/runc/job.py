@@ -62,6 +62,7 @@ class Job:
         "log",
         "mounts",
         "namespaces",
+        "net_devices",
         "no_new_keyring",
         "no_pivot",
         "opened_namespaces",
@@ -80,6 +81,8 @@ class Job:
     process: Process
     rootfs: str
     namespaces: NamespacePlan
+    net_devices: dict[str, str]
+    """Devices of the host to move: the name there to the name in the container."""
     mounts: list[MountStep]
     devices: list[Device]
     root_propagation: int

@@ -11,6 +11,7 @@ The choreography of `create` (and of `run`, which goes on with `start`):
     GO            ─────────────────────────────────> joins namespaces, session keyring, cgroup and time namespaces,
     limits, device rules                             mounts, devices, console
                   <───────────────────────────────── PREPARED: the mounts are made, the old root is still there
+    moves network devices,
     prestart and createRuntime hooks (state: creating)
     GO            ─────────────────────────────────> createContainer hooks, masked paths, pivot_root, user,
                                                      capabilities, looks up the program

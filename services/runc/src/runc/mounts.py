@@ -66,6 +66,11 @@ class MountStep:
         return self.target == "/proc" or self.target in _PROC_FILES
 
     @property
+    def is_id_mapped(self) -> bool:
+        """Must the mount have its ids mapped (`idmap`, `ridmap`)?"""
+        return "idmap" in self.options.extensions or "ridmap" in self.options.extensions
+
+    @property
     def copies_up(self) -> bool:
         """Does a tmpfs get what was at its place (`tmpcopyup`)?"""
         return "tmpcopyup" in self.options.extensions
@@ -79,7 +84,30 @@ class MountStep:
 
 def plan_mounts(spec: Spec, bundle: str) -> list[MountStep]:
     """The steps for config.json's mounts, in order. Raises RuntimeFailure naming the mount."""
-    return [_plan_one(mount, bundle) for mount in spec.get("mounts", [])]
+    steps = [_plan_one(mount, bundle) for mount in spec.get("mounts", [])]
+    label = spec.get("linux", {}).get("mountLabel", "")
+    for step in steps:
+        if step.is_id_mapped and not step.uid_mappings:
+            _map_as_the_container(step, spec)
+        if label and step.kind == FILESYSTEM and step.fstype not in _UNLABELLED:
+            step.options.data.append(f'context="{label}"')
+            step.data = step.options.data_string
+    return steps
+
+
+# Theirs is the kernel's, for every file (selinux: security_sb_set_mnt_opts is refused).
+_UNLABELLED = ("proc", "sysfs", "mqueue")
+
+
+def _map_as_the_container(step: MountStep, spec: Spec) -> None:
+    """`idmap` without mappings of the mount's own takes those of the container's user namespace."""
+    container = spec.get("linux", {})
+    step.uid_mappings = container.get("uidMappings", [])
+    step.gid_mappings = container.get("gidMappings", [])
+    if not (step.uid_mappings and step.gid_mappings):
+        raise RuntimeFailure(
+            f"mount {step.target}: idmap needs uidMappings and gidMappings, of the mount or of the container"
+        )
 
 
 def _plan_one(mount: Mount, bundle: str) -> MountStep:
@@ -106,10 +134,9 @@ def _plan_one(mount: Mount, bundle: str) -> MountStep:
 def _plan_mappings(step: MountStep, mount: Mount) -> None:
     step.uid_mappings = mount.get("uidMappings", [])
     step.gid_mappings = mount.get("gidMappings", [])
-    mapped = "idmap" in step.options.extensions or "ridmap" in step.options.extensions
     if bool(step.uid_mappings) != bool(step.gid_mappings):
         raise RuntimeFailure(f"mount {step.target}: id-mapped mounts need both uidMappings and gidMappings")
-    if (step.uid_mappings or mapped) and step.kind != BIND:
+    if (step.uid_mappings or step.is_id_mapped) and step.kind != BIND:
         raise RuntimeFailure(f"mount {step.target}: id-mapped mounts are supported for bind mounts only")
 
 

@@ -100,7 +100,8 @@ _SHAPE: tuple[tuple[type, str], ...] = (
         )
     ),
     (int, "linux.timeOffsets.*.secs linux.timeOffsets.*.nanosecs"),
-    (dict, "linux.memoryPolicy"),
+    (dict, "linux.memoryPolicy linux.netDevices linux.netDevices.* linux.intelRdt"),
+    (str, "linux.netDevices.*.name linux.intelRdt.closID linux.intelRdt.l3CacheSchema linux.intelRdt.memBwSchema"),
     (list, "linux.memoryPolicy.flags"),
     (str, "linux.memoryPolicy.mode linux.memoryPolicy.nodes linux.memoryPolicy.flags[]"),
     (list, "linux.personality.flags linux.seccomp.syscalls linux.seccomp.architectures linux.seccomp.flags"),
@@ -334,10 +335,11 @@ def _check_hooks(spec: Spec) -> None:
 
 def _check_unsupported(spec: Spec) -> None:
     linux = spec["linux"]
-    for key in ("intelRdt", "netDevices"):
-        if linux.get(key):
-            raise RuntimeFailure(f"linux.{key} is not supported")
-    if linux.get("mountLabel"):
+    if "intelRdt" in linux:
+        from runc import resctrl
+
+        resctrl.check(linux["intelRdt"])
+    if linux.get("mountLabel") and not os.path.exists("/sys/fs/selinux/enforce"):
         raise RuntimeFailure("linux.mountLabel needs SELinux, which is not enabled")
     for index, mount in enumerate(spec.get("mounts", [])):
         if not mount.get("destination"):

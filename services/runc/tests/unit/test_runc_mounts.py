@@ -87,3 +87,30 @@ def test_root_propagation_words() -> None:
     base["linux"]["rootfsPropagation"] = "sideways"
     with pytest.raises(RuntimeFailure, match="sideways"):
         mounts.root_propagation(base)
+
+
+MAPPING = [{"containerID": 0, "hostID": 1000, "size": 1}]
+
+
+def test_idmap_takes_the_mapping_of_the_mount_or_of_the_container() -> None:
+    """With neither it is an error."""
+    bind: Any = {"destination": "/x", "type": "bind", "source": "/y", "options": ["idmap"]}
+    other = [{"containerID": 0, "hostID": 5, "size": 1}]
+    linux_part: Any = {"uidMappings": MAPPING, "gidMappings": MAPPING}
+    spec: Any = {"linux": linux_part, "mounts": [bind, {**bind, "uidMappings": other, "gidMappings": other}]}
+    assert [step.uid_mappings for step in mounts.plan_mounts(spec, "/bundle")] == [MAPPING, other]
+    with pytest.raises(RuntimeFailure, match="mount /x: idmap needs uidMappings and gidMappings"):
+        mounts.plan_mounts({"mounts": [bind], "linux": {}}, "/bundle")  # type: ignore[typeddict-item]
+
+
+def test_the_label_of_mounts() -> None:
+    """Goes to file systems that can have one, not to binds nor to the kernel's own."""
+    spec: Any = {
+        "linux": {"mountLabel": "a:b:c"},
+        "mounts": [
+            {"destination": "/proc", "type": "proc"},
+            {"destination": "/x", "type": "tmpfs", "options": ["mode=755"]},
+            {"destination": "/y", "type": "bind", "source": "/y"},
+        ],
+    }
+    assert [step.data for step in mounts.plan_mounts(spec, "/b")] == ["", 'mode=755,context="a:b:c"', ""]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gantry.linux import capabilities, mount
-from runc import SPEC_VERSION, __version__, cli, jsontext, namespaces, seccomp, spec
+from runc import SPEC_VERSION, __version__, cli, jsontext, namespaces, scheduling, seccomp, spec
 from runc.flags import Flag, Options
 
 TYPE_CHECKING = False
@@ -40,7 +40,9 @@ def document() -> dict[str, object]:
             "apparmor": {"enabled": True},
             "selinux": {"enabled": True},
             "intelRdt": {"enabled": False},
+            "memoryPolicy": {"modes": sorted(scheduling.MEMORY_MODES), "flags": sorted(scheduling.MEMORY_FLAGS)},
             "mountExtensions": {"idmap": {"enabled": True}},
+            "netDevices": {"enabled": True},
         },
         "annotations": {
             "org.opencontainers.runc.checkpoint.enabled": "false",
