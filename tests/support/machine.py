@@ -54,11 +54,11 @@ def _processes(mark: bytes) -> list[str]:
 
 
 def _cgroups() -> list[str]:
-    # only what an engine makes: other things on the machine come and go
+    # only what an engine makes: other things on the machine come and go; /docker itself is every engine's, and stays
     return [
         directory
         for directory, _, _ in os.walk("/sys/fs/cgroup")
-        if any(part in directory for part in ("/docker", "/gantry", "/default/", "/moby", "/libpod", "/test-"))
+        if any(part in directory for part in ("/docker/", "/gantry", "/default/", "/moby", "/libpod", "/test-"))
     ]
 
 
