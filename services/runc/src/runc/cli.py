@@ -75,6 +75,7 @@ COMMANDS = {
 }
 
 _UNSUPPORTED = {"checkpoint", "restore"}
+_HELP_WORDS = {"-h", "--help"}
 _HELP_FLAG = Flag("help", "show help", short="h")
 
 
@@ -182,6 +183,9 @@ def _dispatch(context: Context, name: str, argv: list[str]) -> int:
         out(command_help(argv[0]) if argv and argv[0] in COMMANDS else global_help())
         return 0
     if name in _UNSUPPORTED:
+        if _HELP_WORDS.intersection(argv):
+            out(f"NAME:\n   runc {name} - not supported by this runtime: it needs CRIU\n")
+            return 0
         raise RuntimeFailure(f"{name} is not supported by this runtime: it needs CRIU")
     if name not in COMMANDS:
         raise RuntimeFailure(f"No help topic for '{name}'", 3)

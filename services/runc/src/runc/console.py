@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from gantry.oci.runtime import ConsoleSize
 
 # asm-generic/ioctls.h
+TCGETS, TCSETS = 0x5401, 0x5402
 TIOCSCTTY = 0x540E
 TIOCSWINSZ = 0x5414
 TIOCSPTLCK = 0x40045431
 TIOCGPTPEER = 0x5441
+# struct termios of the kernel: four words of flags, of which the second is for output, the line, 19 characters.
+_TERMIOS_SIZE, _ONLCR = 36, 0x0004
 
 PTMX = "/dev/ptmx"
 _PTMX_DEVICE = os.makedev(5, 2)
@@ -73,6 +76,14 @@ def set_size(fd: int, size: ConsoleSize | None) -> None:
     """Set the terminal's size in characters."""
     if size:
         fcntl.ioctl(fd, TIOCSWINSZ, window(size.get("height", 0), size.get("width", 0)))
+
+
+def plain_newlines(master: int) -> None:
+    """Have the terminal pass on newlines as they are: whoever shows them has a terminal that adds the return."""
+    settings = bytearray(fcntl.ioctl(master, TCGETS, bytes(_TERMIOS_SIZE)))
+    output = int.from_bytes(settings[4:8], sys.byteorder) & ~_ONLCR
+    settings[4:8] = output.to_bytes(4, sys.byteorder)
+    fcntl.ioctl(master, TCSETS, bytes(settings))
 
 
 def take(slave: int) -> None:

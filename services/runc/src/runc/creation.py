@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from runc.state import Container
 
 _START = "unable to start container process"
+_LIMITS = "error during container init: error setting cgroup config for procHooks process"
 SIGKILL = 9
 
 
@@ -40,7 +41,7 @@ def prepare(context: Context, container_id: str, options: CreateOptions, termina
     job.log = context.log
     job.rootfs = specification.rootfs_path(spec, bundle)
     job.namespaces = namespaces.NamespacePlan(spec["linux"].get("namespaces", []))
-    job.mounts = mounts.plan_mounts(spec, bundle)
+    job.mounts = mounts.plan_mounts(spec, bundle, job.rootfs)
     job.devices = devices.plan_devices(spec)
     job.root_propagation = mounts.root_propagation(spec)
     job.credentials = process.Credentials(job.process)
@@ -112,8 +113,12 @@ def create(context: Context, container_id: str, options: CreateOptions, terminal
     job.container = container
     pid = 0
     try:
-        _record(job, options)
         control.check_unused(job.cgroups)
+    except BaseException:
+        container.remove_directory()  # and nothing else: those groups are somebody else's
+        raise
+    try:
+        _record(job, options)
         pid = _launch(job)
         if options.pid_file:
             write_pid_file(options.pid_file, pid)
@@ -150,6 +155,7 @@ def _launch(job: Job) -> int:
         ours, theirs = messages.pair()
         pid = _fork(job, ours, theirs)
         theirs.close()
+        job.log.debug(f"init of {job.container.id} is process {pid}, in new namespaces and in its cgroups")
         try:
             _attend(job, pid, ours)
         finally:
@@ -243,6 +249,8 @@ def _attend(job: Job, pid: int, channel: messages.Channel) -> None:
         from runc import netdevices
 
         netdevices.move_all(job.net_devices, pid)
+    job.log.debug("init has made its mounts")
+    _set_device_rules(job)
     _run_hooks(job)
     channel.send(GO)
     if job.listener is None:
@@ -251,16 +259,23 @@ def _attend(job: Job, pid: int, channel: messages.Channel) -> None:
         from runc import listener
 
         listener.expect_ready(channel, job.listener, pid, lambda: state.oci_state(container, "creating"))
+    job.log.debug("init is ready, and waits for start")
     container.creating = False
     container.save()
 
 
 def _set_limits(job: Job) -> None:
     try:
-        control.apply(job.cgroups, job.spec["linux"].get("resources", {}), with_devices=True)
+        control.apply(job.cgroups, job.spec["linux"].get("resources", {}))
     except RuntimeFailure as failure:
-        context = "error during container init: error setting cgroup config for procHooks process"
-        raise failure.within(context) from failure
+        raise failure.within(_LIMITS) from failure
+
+
+def _set_device_rules(job: Job) -> None:
+    try:
+        control.apply_devices(job.cgroups, job.spec["linux"].get("resources", {}))
+    except RuntimeFailure as failure:
+        raise failure.within(_LIMITS) from failure
 
 
 def _run_hooks(job: Job) -> None:

@@ -133,7 +133,7 @@ def joined_groups(container: Container, sub_groups: list[str]) -> tuple[list[str
     unified = container.cgroup_unified
     for group in sub_groups:
         names, colon, path = group.rpartition(":")
-        clean = os.path.normpath("/" + path)
+        clean = _below(path)
         if not container.cgroup_paths:
             if colon and names:
                 raise RuntimeFailure(f"bad --cgroup value {group!r}: cgroup v2 has no controllers to choose")
@@ -146,8 +146,18 @@ def joined_groups(container: Container, sub_groups: list[str]) -> tuple[list[str
     directories = list(dict.fromkeys(chosen.values()))
     for directory in [*directories, *([unified] if unified else [])] if sub_groups else ():
         if not os.path.isdir(directory):
-            raise RuntimeFailure(f"{directory} is not an existing cgroup")
+            raise RuntimeFailure(
+                f"error adding pid to cgroups: open {directory}/{control.PROCS}: no such file or directory"
+            )
     return directories, unified
+
+
+def _below(path: str) -> str:
+    """What to append to a group's directory for a group below it, or itself. Raises RuntimeFailure for any other."""
+    clean = os.path.normpath(path or ".").lstrip("/")
+    if clean.split("/")[0] == "..":
+        raise RuntimeFailure(f"bad sub cgroup path: {path} is not a sub cgroup path")
+    return "" if clean in ("", ".") else f"/{clean}"
 
 
 # The new process
@@ -172,7 +182,7 @@ def _run(job: ExecJob, channel: Channel, pidfd: int) -> None:
     keep = {channel.fileno(), pidfd, *job.joining.descriptors, *range(3, 3 + job.preserved)}
     if job.console is not None:
         keep.add(job.console.fileno())
-    init.seal(keep)
+    init.seal(keep, job.preserved)
     linux_process.set_name("runc:[2:EXEC]")
     job.joining.enter()
     channel.wait_go()
@@ -212,7 +222,7 @@ def _run(job: ExecJob, channel: Channel, pidfd: int) -> None:
     if job.seccomp and job.listener is None and job.credentials.no_new_privileges:
         security.install_filter(job.seccomp)
     try:
-        process.execute(path, job.process, env, job.preserved)
+        process.execute(path, job.process, env)
     except OSError as error:
         raise RuntimeFailure(process.execution_failure(path, error)) from error
 

@@ -119,6 +119,7 @@ class Foreground:
             raise RuntimeFailure("the container sent no terminal")
         self._master = descriptors[0]
         self._owned.add(self._master)
+        console.plain_newlines(self._master)
         self._routes = {0: self._master, self._master: 1}
         if os.isatty(0):
             self._make_raw()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import os
 import select
 import time
@@ -19,19 +20,23 @@ _OUTPUT_MAX = 65536
 _EXIT_POLL_MS = 1000
 
 
-def run(kind: str, hooks: Hooks, state: dict[str, object]) -> None:
-    """Run the hooks of a kind in order. Raises RuntimeFailure at the first that fails."""
+def run(kind: str, hooks: Hooks, state: dict[str, object], env: dict[str, str] | None = None) -> None:
+    """Run the hooks of a kind in order. Raises RuntimeFailure at the first that fails.
+
+    env: for hooks that name none of their own, instead of this process's.
+    """
     listed: list[Hook] = hooks.get(kind) or []  # type: ignore[assignment]
     text = jsontext.dumps(state).encode("utf-8", "surrogateescape") if listed else b""
     for index, hook in enumerate(listed):
         try:
-            _run_one(hook, text)
+            _run_one(hook, text, dict(os.environ) if env is None else env)
         except RuntimeFailure as failure:
             raise RuntimeFailure(f"error running {kind} hook #{index}: {failure.message}") from failure
 
 
-def _run_one(hook: Hook, text: bytes) -> None:
-    env = dict(item.partition("=")[::2] for item in hook["env"]) if "env" in hook else dict(os.environ)
+def _run_one(hook: Hook, text: bytes, env: dict[str, str]) -> None:
+    if "env" in hook:
+        env = dict(item.partition("=")[::2] for item in hook["env"])
     argv = hook.get("args") or [hook["path"]]
     stdin_read, stdin_write = os.pipe2(os.O_CLOEXEC)
     out_read, out_write = os.pipe2(os.O_CLOEXEC)
@@ -59,9 +64,15 @@ def _run_one(hook: Hook, text: bytes) -> None:
     os.set_blocking(out_read, False)
     status, output = _attend(pid, stdin_write, text, out_read, hook.get("timeout"))
     if status != 0:
-        how = f"exit status {status}" if status > 0 else f"signal: {-status}"
+        how = f"exit status {status}" if status > 0 else f"signal: {signal_text(-status)}"
         shown = output.decode("utf-8", "replace").strip()
         raise RuntimeFailure(f"{how}, stdout and stderr: {shown}" if shown else how)
+
+
+def signal_text(number: int) -> str:
+    """What a signal is called, in lower case as Go programs print it: `bad system call`."""
+    text = _signal.strsignal(number) or ""
+    return (text[:1].lower() + text[1:]) or str(number)
 
 
 def _attend(pid: int, stdin: int, text: bytes, out: int, timeout: int | None) -> tuple[int, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import _socket
 import ctypes
 import fcntl
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from runc.job import ExecJob, Job
 
+_ENDING_SIGNALS = (1, 2, 3, 15)  # SIGHUP, SIGINT, SIGQUIT, SIGTERM
 _IFF_UP = 1
 _SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
 
@@ -54,8 +56,11 @@ def give_up(channel: Channel, text: str) -> NoReturn:
         os._exit(1)
 
 
-def seal(keep: set[int]) -> None:
+def seal(keep: set[int], preserved: int) -> None:
     """Give up what a container must not come by: other descriptors than those to keep, and loading code.
+
+    Of what is kept the standard streams and `preserved` more will be the program's: the others are marked to be closed
+    by execve now, before a seccomp filter can forbid it.
 
     Descriptors of the host, of whoever called us in a forked process, would be open as long as a created container
     waits. And the paths of Python's modules will mean the container's files: what is built into the interpreter, or was
@@ -63,12 +68,13 @@ def seal(keep: set[int]) -> None:
     """
     gc.disable()
     linux_process.close_from(3, tuple(keep))
+    linux_process.cloexec_from(3 + preserved)
     sys.meta_path[:] = [finder for finder in sys.meta_path if getattr(finder, "__module__", "") == "_frozen_importlib"]
     sys.path[:] = []
 
 
 def _run(job: Job, channel: Channel) -> None:
-    seal(_needed(job, channel))
+    seal(_needed(job, channel), job.preserved)
     linux_process.set_name("runc:[2:INIT]")
     job.joining.enter()
     channel.wait_go()
@@ -92,12 +98,13 @@ def _run(job: Job, channel: Channel) -> None:
     channel.close()
     _wait_for_start(proc_fds, job.fifo_fd)
     os.close(proc_fds)
-    hooks.run("startContainer", job.spec.get("hooks", {}), oci_state(job.container, "created"))
     process.reset_signals()
     if job.seccomp and job.listener is None and job.credentials.no_new_privileges:
         security.install_filter(job.seccomp)
+    # They are programs of the container, and no less confined than its own.
+    hooks.run("startContainer", job.spec.get("hooks", {}), oci_state(job.container, "created"), env)
     try:
-        process.execute(path, job.process, env, job.preserved, job.launcher_fd)
+        process.execute(path, job.process, env, job.launcher_fd)
     except OSError as error:
         raise RuntimeFailure(process.execution_failure(path, error)) from error
 
@@ -130,6 +137,8 @@ def _build(job: Job, channel: Channel) -> int:
     channel.send(PREPARED)
     channel.wait_go()
     proc_fds = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    # Hooks name what is in the root file system by relative paths: it is not the root yet.
+    os.fchdir(root_fd)
     hooks.run("createContainer", job.spec.get("hooks", {}), oci_state(job.container, "creating"))
     _write_sysctls(job)
     _close_root(job, root_fd)
@@ -232,12 +241,12 @@ def _write_sysctls(job: Job) -> None:
 def _close_root(job: Job, root_fd: int) -> None:
     """Masks and read-only paths, then the change of root: from here on the host's file systems are gone."""
     linux = job.spec["linux"]
-    for path in linux.get("readonlyPaths", []):
+    for path in _distinct(linux.get("readonlyPaths", [])):
         try:
             rootfs.make_readonly(root_fd, path)
         except OSError as error:
             raise RuntimeFailure(f"can't make {path} read-only: {describe(error)}") from error
-    for path in linux.get("maskedPaths", []):
+    for path in _distinct(linux.get("maskedPaths", [])):
         try:
             rootfs.mask(root_fd, path)
         except OSError as error:
@@ -256,6 +265,10 @@ def _close_root(job: Job, root_fd: int) -> None:
         raise RuntimeFailure(f"error jailing process inside rootfs: {describe(error)}") from error
     os.close(root_fd)
     rootfs.set_root_propagation(job.root_propagation)
+
+
+def _distinct(paths: list[str]) -> list[str]:
+    return list(dict.fromkeys(map(os.path.normpath, paths)))
 
 
 def _ensure_cwd(cwd: str) -> None:
@@ -284,8 +297,18 @@ def reopen_null() -> None:
             os.close(fresh)
 
 
+def _end_waiting(number: int, frame: object) -> NoReturn:  # noqa: ARG001
+    os._exit(2)
+
+
 def _wait_for_start(proc_fds: int, fifo_fd: int) -> None:
-    """Wait until `start` opens the FIFO: opening it for writing blocks until then (fifo(7))."""
+    """Wait until `start` opens the FIFO: opening it for writing blocks until then (fifo(7)).
+
+    The kernel keeps signals that the first process of a pid namespace has no handler for from it: those that ask a
+    program to end must end a container that waits.
+    """
+    for number in _ENDING_SIGNALS:
+        _signal.signal(number, _end_waiting)
     fd = os.open(str(fifo_fd), os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc_fds)
     os.write(fd, b"0")
     os.close(fd)

@@ -82,9 +82,9 @@ class MountStep:
         )
 
 
-def plan_mounts(spec: Spec, bundle: str) -> list[MountStep]:
+def plan_mounts(spec: Spec, bundle: str, rootfs: str) -> list[MountStep]:
     """The steps for config.json's mounts, in order. Raises RuntimeFailure naming the mount."""
-    steps = [_plan_one(mount, bundle) for mount in spec.get("mounts", [])]
+    steps = [_plan_one(mount, bundle, rootfs) for mount in spec.get("mounts", [])]
     label = spec.get("linux", {}).get("mountLabel", "")
     for step in steps:
         if step.is_id_mapped and not step.uid_mappings:
@@ -110,8 +110,11 @@ def _map_as_the_container(step: MountStep, spec: Spec) -> None:
         )
 
 
-def _plan_one(mount: Mount, bundle: str) -> MountStep:
+def _plan_one(mount: Mount, bundle: str, rootfs: str) -> MountStep:
     target = os.path.normpath("/" + mount["destination"].lstrip("/"))
+    if target == rootfs or target.startswith(rootfs + "/"):
+        # Some configurations name the place as the host sees it.
+        target = target[len(rootfs) :] or "/"
     options = linux.parse_options(mount.get("options", []))
     fstype = mount.get("type", "")
     source = mount.get("source", "")

@@ -309,12 +309,11 @@ def reset_signals() -> None:
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 
 
-def execute(path: str, process: Process, env: dict[str, str], preserved: int, launcher_fd: int = -1) -> NoReturn:
-    """execve(2), with only the standard streams and `preserved` more descriptors. Raises OSError.
+def execute(path: str, process: Process, env: dict[str, str], launcher_fd: int = -1) -> NoReturn:
+    """execve(2). Raises OSError.
 
     With a launcher (see there) it is what this process executes, and the program what the launcher executes.
     """
-    linux_process.cloexec_from(3 + preserved)
     if launcher_fd >= 0:
         launcher.execute(launcher_fd, path, process["args"], env)
     os.execve(path, process["args"], env)  # noqa: S606

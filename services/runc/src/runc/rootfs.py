@@ -166,13 +166,13 @@ def _bind(root_fd: int, step: MountStep, tree: int | None) -> None:
 def _mount_filesystem(root_fd: int, step: MountStep) -> None:
     if step.fstype in _ORDINARY:
         _require_ordinary_directory(root_fd, step)
-    target = linux_path.mkdir_all_in_root(root_fd, step.target)
+    target, made = _mount_directory(root_fd, step.target)
     try:
         _refuse_procfs(target, step)
         where = linux_path.descriptor_path(target)
         data = step.data
         flags = step.options.flags
-        if step.fstype == "tmpfs" and "mode=" not in data:
+        if step.fstype == "tmpfs" and "mode=" not in data and not made:
             mode = stat.S_IMODE(os.fstat(target).st_mode)
             data = ",".join(part for part in (data, f"mode={mode:o}") if part)
         # /dev must take device nodes before it can become read-only; a copied-up tmpfs its files.
@@ -188,6 +188,14 @@ def _mount_filesystem(root_fd: int, step: MountStep) -> None:
     if late_readonly and step.target != "/dev":
         remount_readonly(root_fd, step.target)
     _set_after(root_fd, step)
+
+
+def _mount_directory(root_fd: int, target: str) -> tuple[int, bool]:
+    """A descriptor of the place, and whether it had to be made."""
+    try:
+        return linux_path.open_in_root(root_fd, target, os.O_PATH | os.O_DIRECTORY), False
+    except FileNotFoundError:
+        return linux_path.mkdir_all_in_root(root_fd, target), True
 
 
 def _refuse_procfs(target: int, step: MountStep) -> None:

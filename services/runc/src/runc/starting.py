@@ -26,6 +26,7 @@ def start(container: Container, log: Log) -> None:
     if status == "creating":
         raise RuntimeFailure("cannot start a container that is still being created")
     _open_fifo(container)
+    log.debug(f"init of {container.id} goes on to its program")
     try:
         hooks.run("poststart", container.spec.get("hooks", {}), oci_state(container, "running"))
     except RuntimeFailure as failure:

@@ -167,11 +167,11 @@ def test_what_v2_can_not_do_is_refused(sections: dict[str, Any], message: str) -
 def test_a_missing_controller_fails_only_with_a_limit(tmp_path: Path) -> None:
     """In the words that callers match on."""
     paths = hierarchy.Paths("v1", {}, "")
-    control.apply(paths, {}, with_devices=False)
+    control.apply(paths, {})
     with pytest.raises(RuntimeFailure, match="cannot set pids limit: container could not join or create cgroup"):
-        control.apply(paths, {"pids": {"limit": 1}}, with_devices=False)
+        control.apply(paths, {"pids": {"limit": 1}})
     with pytest.raises(RuntimeFailure, match="cannot use unified cgroup resources with cgroup v1"):
-        control.apply(paths, {"unified": {"memory.high": "1"}}, with_devices=False)
+        control.apply(paths, {"unified": {"memory.high": "1"}})
 
 
 def test_limits_are_written_to_a_v2_group(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_limits_are_written_to_a_v2_group(tmp_path: Path) -> None:
     for file in ("memory.max", "memory.swap.max", "pids.max"):
         (tmp_path / file).write_text("")
     paths = hierarchy.Paths("v2", {}, str(tmp_path))
-    control.apply(paths, {"memory": {"limit": 5, "swap": 5}, "pids": {"limit": 3}}, with_devices=False)
+    control.apply(paths, {"memory": {"limit": 5, "swap": 5}, "pids": {"limit": 3}})
     assert [(tmp_path / f).read_text() for f in ("memory.max", "memory.swap.max", "pids.max")] == ["5", "0", "3"]
 
 
@@ -332,3 +332,25 @@ def test_v2_statistics(tmp_path: Path) -> None:
     assert data["memory"]["usage"]["limit"] == (1 << 64) - 1
     assert data["pids"] == {"current": 3, "limit": 9}
     assert data["blkio"]["ioServicedRecursive"][1] == {"major": 8, "op": "Write", "value": 4}
+
+
+def test_limits_do_not_touch_the_devices(tmp_path: Path) -> None:
+    """Device rules are set apart: the first line forbids everything, to an init that is making its devices still."""
+    for file in ("devices.deny", "devices.allow"):
+        (tmp_path / file).write_text("")
+    paths = hierarchy.Paths("v1", {"devices": str(tmp_path)}, "")
+    rules: Any = {"devices": [{"allow": False, "access": "rwm"}]}
+    control.apply(paths, rules)
+    assert (tmp_path / "devices.deny").read_text() == ""
+    control.apply_devices(paths, rules)
+    assert (tmp_path / "devices.deny").read_text() == "a"
+
+
+def test_weights_go_to_the_files_of_the_scheduler_that_has_them(tmp_path: Path) -> None:
+    """BFQ's have another name than those of the scheduler before it."""
+    for file in ("blkio.bfq.weight", "blkio.bfq.weight_device"):
+        (tmp_path / file).write_text("")
+    block: Any = {"weight": 333, "weightDevice": [{"major": 8, "minor": 0, "weight": 444}]}
+    control.apply(hierarchy.Paths("v1", {"blkio": str(tmp_path)}, ""), {"blockIO": block})
+    assert (tmp_path / "blkio.bfq.weight").read_text() == "333"
+    assert (tmp_path / "blkio.bfq.weight_device").read_text() == "8:0 444"

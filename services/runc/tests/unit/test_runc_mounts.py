@@ -11,7 +11,7 @@ from runc.errors import RuntimeFailure
 
 def plan(*each: dict[str, Any]) -> list[mounts.MountStep]:
     """The steps for these mounts of a bundle at /bundle."""
-    return mounts.plan_mounts({"ociVersion": "1.0", "mounts": list(each)}, "/bundle")  # type: ignore[typeddict-item]
+    return mounts.plan_mounts({"ociVersion": "1.0", "mounts": list(each)}, "/bundle", "/bundle/rootfs")  # type: ignore[typeddict-item]
 
 
 def test_the_plan_of_usual_mounts() -> None:
@@ -98,9 +98,9 @@ def test_idmap_takes_the_mapping_of_the_mount_or_of_the_container() -> None:
     other = [{"containerID": 0, "hostID": 5, "size": 1}]
     linux_part: Any = {"uidMappings": MAPPING, "gidMappings": MAPPING}
     spec: Any = {"linux": linux_part, "mounts": [bind, {**bind, "uidMappings": other, "gidMappings": other}]}
-    assert [step.uid_mappings for step in mounts.plan_mounts(spec, "/bundle")] == [MAPPING, other]
+    assert [step.uid_mappings for step in mounts.plan_mounts(spec, "/bundle", "/bundle/rootfs")] == [MAPPING, other]
     with pytest.raises(RuntimeFailure, match="mount /x: idmap needs uidMappings and gidMappings"):
-        mounts.plan_mounts({"mounts": [bind], "linux": {}}, "/bundle")  # type: ignore[typeddict-item]
+        mounts.plan_mounts({"mounts": [bind], "linux": {}}, "/bundle", "/bundle/rootfs")  # type: ignore[typeddict-item]
 
 
 def test_the_label_of_mounts() -> None:
@@ -113,4 +113,4 @@ def test_the_label_of_mounts() -> None:
             {"destination": "/y", "type": "bind", "source": "/y"},
         ],
     }
-    assert [step.data for step in mounts.plan_mounts(spec, "/b")] == ["", 'mode=755,context="a:b:c"', ""]
+    assert [step.data for step in mounts.plan_mounts(spec, "/b", "/b/rootfs")] == ["", 'mode=755,context="a:b:c"', ""]

@@ -173,7 +173,7 @@ def everything_planned(value: Any) -> None:
     """All that is decided from a configuration without touching the system."""
     checked = spec.validate(value)
     namespaces.NamespacePlan(checked["linux"].get("namespaces", []))
-    mounts.plan_mounts(checked, "/bundle")
+    mounts.plan_mounts(checked, "/bundle", "/bundle/rootfs")
     mounts.root_propagation(checked)
     devices.plan_devices(checked)
     process.Credentials(checked["process"])

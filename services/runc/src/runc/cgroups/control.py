@@ -22,6 +22,9 @@ PROCS = "cgroup.procs"
 _FREEZE_PATIENCE = 10.0
 _REMOVE_PATIENCE = 5.0
 _RETRY_PAUSE = 0.002
+# Weights are of the I/O scheduler: since Linux 5.0 that is BFQ, with files of its own (block/bfq-iosched.rst).
+_PERIODS = (("cpu.rt_period_us", "cpu.rt_runtime_us"), ("cpu.cfs_period_us", "cpu.cfs_quota_us"))
+_BFQ_FILES = {"blkio.weight": "blkio.bfq.weight", "blkio.weight_device": "blkio.bfq.weight_device"}
 
 
 def read(directory: str, file: str) -> str:
@@ -225,24 +228,56 @@ def _move(directory: str, pid: int) -> None:
 # Limits
 
 
-def apply(paths: Paths, resources: Resources, *, with_devices: bool) -> None:
+def apply(paths: Paths, resources: Resources) -> None:
     """Write every limit. Raises RuntimeFailure naming the limit; a missing controller fails only when it has one."""
     plan.check_memory(resources.get("memory", {}))
     if paths.mode == V2:
         writes = plan.v2_writes(resources)
     else:
         if resources.get("unified"):
-            raise RuntimeFailure("cannot use unified cgroup resources with cgroup v1")
+            raise RuntimeFailure("invalid configuration: cannot use unified cgroup resources with cgroup v1")
         writes = plan.v1_writes(resources, _swap_limit(paths))
-        if with_devices:
-            writes = plan.v1_device_writes(resources) + writes
-    for item in writes:
-        _apply_one(paths, item)
+    late = [_write_period(paths, writes, *files) for files in _PERIODS] if paths.mode != V2 else []
+    for item in (*writes, *late):
+        if item is not None:
+            _apply_one(paths, item)
     shares = resources.get("cpu", {}).get("shares")
     if shares and paths.mode != V2:
         _check_shares(paths, shares)
-    if with_devices and paths.mode == V2:
+
+
+def _write_period(paths: Paths, writes: list[plan.Write], period_file: str, time_file: str) -> plan.Write | None:
+    """Write a period of v1's, taking it out of the list; gives it back when it must come after the time in it.
+
+    Both together must stay below what the group above has, at each moment: which of them goes first depends on what is
+    set now, and only trying tells.
+    """
+    files = [item.file for item in writes]
+    if period_file not in files or time_file not in files:
+        return None
+    period = writes.pop(files.index(period_file))
+    directory = paths.controllers.get(period.controller)
+    try:
+        if directory:
+            write(directory, period.file, period.value)
+            return None
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOENT):
+            raise
+    return period
+
+
+def apply_devices(paths: Paths, resources: Resources) -> None:
+    """Set the device rules: v1's lines, or v2's program. Raises RuntimeFailure.
+
+    Not before the mounts and devices of the container are made: v1's lines take effect one by one, and the first
+    forbids everything.
+    """
+    if paths.mode == V2:
         _install_device_program(paths, resources)
+        return
+    for item in plan.v1_device_writes(resources):
+        _apply_one(paths, item)
 
 
 def _swap_limit(paths: Paths) -> int | None:
@@ -266,6 +301,8 @@ def _install_device_program(paths: Paths, resources: Resources) -> None:
 
 def _apply_one(paths: Paths, item: plan.Write) -> None:
     directory = paths.unified if paths.mode == V2 else paths.controllers.get(item.controller, "")
+    if item.file in _BFQ_FILES and directory and not os.path.exists(f"{directory}/{item.file}"):
+        item = plan.Write(item.controller, _BFQ_FILES[item.file], item.value)
     if not directory or (item.controller != "devices" and not os.path.exists(f"{directory}/{item.file}")):
         if directory and os.path.isdir(directory) and paths.mode != V2:
             raise RuntimeFailure(

@@ -46,7 +46,8 @@ class DevicePolicy:
     def apply(self, rule: DeviceRule) -> None:
         """Take the next rule. Raises RuntimeFailure for one that is malformed."""
         kind, allow = rule.get("type") or "a", rule["allow"]
-        access = rule.get("access") or "rwm"
+        # Configurations in the wild have an `a` among the accesses, which has no meaning there.
+        access = (rule.get("access") or "rwm").replace("a", "")
         if kind not in ("a", "b", "c", "u") or not set(access) <= set("rwm"):
             raise RuntimeFailure(f"invalid device cgroup rule: type {kind!r}, access {access!r}")
         kind = "c" if kind == "u" else kind

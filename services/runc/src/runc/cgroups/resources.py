@@ -94,11 +94,12 @@ def _v1_cpu(cpu: CPU) -> list[Write]:
         ("realtimeRuntime", "cpu.rt_runtime_us"),
         ("period", "cpu.cfs_period_us"),
         ("quota", "cpu.cfs_quota_us"),
-        ("burst", "cpu.cfs_burst_us"),
     ):
         value = cpu.get(key)
         if value:
             writes.append(Write("cpu", file, str(value)))
+    if cpu.get("burst") is not None:
+        writes.append(Write("cpu", "cpu.cfs_burst_us", str(cpu["burst"])))
     if cpu.get("idle") is not None:
         writes.append(Write("cpu", "cpu.idle", str(cpu["idle"])))
     return writes
@@ -220,7 +221,7 @@ def _v2_cpu(cpu: CPU) -> list[Write]:
     quota, period = cpu.get("quota", 0), cpu.get("period", 0)
     if quota or period:
         writes.append(Write("cpu", "cpu.max", f"{quota if quota > 0 else 'max'} {period or 100000}"))
-    if cpu.get("burst"):
+    if cpu.get("burst") is not None:
         writes.append(Write("cpu", "cpu.max.burst", str(cpu["burst"])))
     return writes
 

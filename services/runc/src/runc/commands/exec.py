@@ -86,6 +86,7 @@ def _run(context: Context, options: Options, arguments: list[str]) -> int:
     if console_socket and not (detached and terminal):
         raise RuntimeFailure("cannot use console socket if runc will not detach or allocate tty")
     job = _job(context, container, wanted, options)
+    context.log.debug(f"a process is added to {container.id}: {wanted['args'][0]}")
     if detached:
         if console_socket:
             job.console = console.connect(console_socket)
@@ -168,9 +169,8 @@ def _with_capabilities(wanted: Process, names: list[str]) -> Capabilities:
     given["bounding"] = [*before.get("bounding", []), *names]
     given["effective"] = [*before.get("effective", []), *names]
     given["permitted"] = [*before.get("permitted", []), *names]
-    # Ambient ones keep them for a user that is not root.
-    if wanted.get("user", {}).get("uid", 0) != 0:
-        given["inheritable"] = [*before.get("inheritable", []), *names]
+    # Only what is inheritable can be ambient, and that is for the configuration to say.
+    if before.get("inheritable"):
         given["ambient"] = [*before.get("ambient", []), *names]
     return given
 

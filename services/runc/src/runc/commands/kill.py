@@ -24,10 +24,15 @@ def run(context: Context, options: Options, arguments: list[str]) -> int:
     expect_arguments("kill", arguments, 1, 2)
     container = state.load(context.root, arguments[0])
     number = signals.parse(arguments[1] if len(arguments) > 1 else "SIGTERM")
+    paths = control.paths_of(container)
+    exists = any(map(os.path.isdir, paths.directories))
     if options.has("all"):
-        paths = control.paths_of(container)
-        if any(map(os.path.isdir, paths.directories)):
+        if exists:
             control.signal_all(paths, number)
+        return 0
+    if number == signals.NUMBERS["KILL"] and "pid" not in container.namespaces and exists and control.processes(paths):
+        # Without a pid namespace of its own the first process takes nobody with it, and the others may outlive it.
+        control.signal_all(paths, number)
         return 0
     if not container.is_running:
         raise ContainerNotRunning
@@ -39,5 +44,5 @@ def run(context: Context, options: Options, arguments: list[str]) -> int:
         raise RuntimeFailure(f"unable to signal init: {describe(error)}") from error
     if number == signals.NUMBERS["KILL"] and container.status == "paused" and "freezer" in container.cgroup_paths:
         # A v1 freezer keeps even a killed process.
-        control.thaw(control.paths_of(container))
+        control.thaw(paths)
     return 0
