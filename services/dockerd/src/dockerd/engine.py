@@ -111,6 +111,7 @@ def build(config: Config, containerd_address: str) -> Engine:
         volumes=volumes,
     )
     execs = ExecService(containers=containers, containerd=containerd, events=events, streams=streams)
+    containers.check_health(execs)
     return Engine(
         config=config,
         database=database,

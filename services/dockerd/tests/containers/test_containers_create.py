@@ -12,6 +12,7 @@ from dockerd.config import Config
 from dockerd.containers import create, names
 from dockerd.containers.create import Settings
 from dockerd.containers.host import Host
+from dockerd.containers.model import HealthConfig
 
 ID = "ab" * 32
 IMAGE = {"Cmd": ["sh"], "Env": ["FOO=bar", "PATH=/bin"], "Labels": {"from": "image"}, "WorkingDir": "/w"}
@@ -189,14 +190,16 @@ def test_limits_that_the_kernel_lacks_are_dropped_with_a_warning() -> None:
     ]
 
 
-def test_health_checks_are_refused_or_warned_of(host: Host) -> None:
-    """Refused when asked for; an image's own is left out, and the user is told."""
-    with pytest.raises(errors.NotSupported, match="Healthcheck"):
-        settle(host, Healthcheck={"Test": ["CMD", "true"]})
-    settings = settle(host, {**IMAGE, "Healthcheck": {"Test": ["CMD", "true"]}})
-    assert settings.config.healthcheck is None
-    assert len(settings.warnings) == 1
-    settle(host, {**IMAGE, "Healthcheck": {"Test": ["CMD", "true"]}}, Healthcheck={"Test": ["NONE"]})
+def test_health_checks_are_merged_field_by_field(host: Host) -> None:
+    """The image's check is taken where the request says nothing; a time that is too short is refused."""
+    image = {**IMAGE, "Healthcheck": {"Test": ["CMD", "true"], "Interval": 5_000_000, "Retries": 2}}
+    settings = settle(host, image, Healthcheck={"Retries": 7, "Interval": 0})
+    assert settings.config.healthcheck == HealthConfig(test=["CMD", "true"], interval=5_000_000, retries=7)
+    off = settle(host, image, Healthcheck={"Test": ["NONE"]}).config.healthcheck
+    assert off is not None
+    assert off.test == ["NONE"]
+    with pytest.raises(errors.InvalidParameter, match="Timeout in Healthcheck cannot be less than 1ms"):
+        settle(host, Healthcheck={"Test": ["CMD", "true"], "Timeout": 10})
 
 
 def test_no_command_at_all_is_an_error(host: Host) -> None:

@@ -12,7 +12,7 @@ import msgspec
 
 from dockerd import errors
 from dockerd.config import Config
-from dockerd.containers import validation
+from dockerd.containers import health, validation
 from dockerd.containers.host import Host
 from dockerd.containers.model import ContainerConfig, HostConfig, LogConfig, PortBinding, RestartPolicy
 from dockerd.containers.wire import from_wire, unknown_keys
@@ -129,7 +129,7 @@ def settle(
     validation.check_config(config, host_config)
     validation.check_resources(host_config, host)
     host_config, warnings = validation.drop_unavailable(host_config, host)
-    config, health_warnings = _without_healthcheck(request.config, config)
+    health.check(config.healthcheck)
     if host_config.init and not host.init:
         raise errors.InvalidParameter("HostConfig.Init needs the program docker-init, which is not in PATH")
     if host_config.memory and not host_config.memory_swap and host.swap_limit:
@@ -142,7 +142,7 @@ def settle(
         endpoints=_with_mode(request.endpoints, host_config.network_mode),
         path=command[0],
         args=command[1:],
-        warnings=[*warnings, *health_warnings],
+        warnings=list(warnings),
     )
 
 
@@ -163,8 +163,7 @@ def merge(config: ContainerConfig, image: Mapping[str, Any]) -> ContainerConfig:
         changes["working_dir"] = image["WorkingDir"]
     if not config.stop_signal and image.get("StopSignal"):
         changes["stop_signal"] = image["StopSignal"]
-    if config.healthcheck is None and image.get("Healthcheck"):
-        changes["healthcheck"] = dict(image["Healthcheck"])
+    changes["healthcheck"] = health.merged(config.healthcheck, image.get("Healthcheck"))
     own = {variable.partition("=")[0] for variable in config.env or ()}
     inherited = [entry for entry in image.get("Env") or () if entry.partition("=")[0] not in own]
     if config.env is not None or inherited:
@@ -225,17 +224,6 @@ def _with_defaults(host_config: HostConfig, settings: Config, host: Host) -> Hos
 
 def _full_port(port: str) -> str:
     return port if "/" in port else f"{port}/tcp"
-
-
-def _without_healthcheck(asked: ContainerConfig, merged: ContainerConfig) -> tuple[ContainerConfig, list[str]]:
-    """Health checks are not run by this engine: refused when asked for, left out with a warning when inherited."""
-    test = (merged.healthcheck or {}).get("Test") or []
-    if not merged.healthcheck or test[:1] == ["NONE"] or not test:
-        return merged, []
-    if asked.healthcheck:
-        raise errors.NotSupported("Healthcheck is not supported by this engine")
-    warning = "The health check of the image is not run: this engine does not support health checks."
-    return msgspec.structs.replace(merged, healthcheck=None), [warning]
 
 
 def _with_identity(config: ContainerConfig, host_config: HostConfig, container_id: str) -> ContainerConfig:

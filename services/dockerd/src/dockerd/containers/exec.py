@@ -12,7 +12,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +98,7 @@ class ExecService:
         self._lock = threading.Lock()
         self._execs: dict[str, Exec] = {}
         self._settled: dict[str, threading.Event] = {}  # of those that are being started
+        self._watchers: dict[str, Callable[[int], None]] = {}
         containers.watch_execs(self.exited, self._container_removed)
 
     def create(self, reference: str, body: Mapping[str, Any]) -> Exec:
@@ -222,6 +223,13 @@ class ExecService:
             container = self._containers.find(event.container_id)
             if container is not None:
                 self._publish(container, "exec_die", found, {"exitCode": str(event.exit_status)})
+        watcher = self._watchers.pop(event.id, None)
+        if watcher is not None:
+            watcher(event.exit_status)
+
+    def on_end(self, exec_id: str, callback: Callable[[int], None]) -> None:
+        """Tell ``callback`` the exit code of an exec that was not started yet."""
+        self._watchers[exec_id] = callback
 
     def _settle(self, exec_id: str) -> None:
         with self._lock:
@@ -233,6 +241,7 @@ class ExecService:
         with self._lock:
             for entry in [entry for entry in self._execs.values() if entry.container_id == container_id]:
                 del self._execs[entry.id]
+                self._watchers.pop(entry.id, None)
 
     def _find(self, exec_id: str) -> Exec:
         found = self._execs.get(exec_id)
@@ -282,6 +291,7 @@ class ExecService:
     def _failed(self, found: Exec, error: errors.EngineError) -> errors.EngineError:
         """Record why it could not be run; returns the error as clients read it."""
         code = exit_code_of_failure(f"task for container: {error}")
+        self._watchers.pop(found.id, None)
         with self._lock:
             if found.id in self._execs:
                 self._execs[found.id] = replace(

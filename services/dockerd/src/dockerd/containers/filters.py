@@ -101,7 +101,8 @@ def _matches(container: Container, filters: Filters, names: list[re.Pattern[str]
         for point in container.mounts
     ):
         return False
-    if filters.get("health") and "none" not in filters["health"]:
+    health = container.state.health.status if container.state.health is not None else "none"
+    if filters.get("health") and health not in filters["health"]:
         return False
     if filters.get("is-task") and not any(value in ("0", "false") for value in filters["is-task"]):
         return False

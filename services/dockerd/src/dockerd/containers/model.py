@@ -18,6 +18,9 @@ __all__ = [
     "Container",
     "ContainerConfig",
     "DeviceMapping",
+    "Health",
+    "HealthConfig",
+    "HealthResult",
     "HostConfig",
     "LogConfig",
     "MountPoint",
@@ -234,6 +237,18 @@ class HostConfig(_Wire, frozen=True, kw_only=True):
     readonly_paths: list[str] | None = None
 
 
+class HealthConfig(_Wire, frozen=True, kw_only=True, omit_defaults=True):
+    """How the container's health is checked: ``test`` begins with NONE, CMD or CMD-SHELL; times are in nanoseconds, 0
+    is the default."""
+
+    test: list[str] | None = None
+    interval: int = 0
+    timeout: int = 0
+    start_period: int = 0
+    start_interval: int = 0
+    retries: int = 0
+
+
 class ContainerConfig(_Wire, frozen=True, kw_only=True):
     """The settings that an image can carry too, after the image's own were merged in."""
 
@@ -249,7 +264,7 @@ class ContainerConfig(_Wire, frozen=True, kw_only=True):
     stdin_once: bool = False
     env: list[str] | None = None
     cmd: list[str] | None = None
-    healthcheck: dict[str, Any] | None = None
+    healthcheck: HealthConfig | None = None
     args_escaped: bool = False
     image: str = ""
     volumes: dict[str, dict[str, Any]] | None = None
@@ -298,6 +313,23 @@ class Status(enum.StrEnum):
     DEAD = "dead"
 
 
+class HealthResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One check. ``exit_code`` is -1 when it could not be run or took too long."""
+
+    start: str
+    end: str
+    exit_code: int
+    output: str
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """What the checks have found: ``starting``, ``healthy`` or ``unhealthy``, and the last results."""
+
+    status: str
+    failing_streak: int = 0
+    log: list[HealthResult] = []
+
+
 class State(msgspec.Struct, frozen=True, kw_only=True):
     """Where the container is in its life. Times are RFC 3339 with nanoseconds, UTC.
 
@@ -315,6 +347,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     restart_count: int = 0
     stopped_by_user: bool = False
     has_task: bool = False
+    health: Health | None = None
 
     @property
     def running(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dockerd.config import Config
@@ -35,7 +35,8 @@ class Parts:
     """Everything an operation on containers works with.
 
     ``background`` runs what nobody waits for (exits, restarts); ``helpers`` runs the pieces of one operation that go on
-    at the same time, and never waits for anything else of its own.
+    at the same time, and never waits for anything else of its own. ``followers`` hear of every event, in the thread
+    that brings it about.
     """
 
     config: Config
@@ -50,11 +51,14 @@ class Parts:
     registry: Registry
     background: ThreadPoolExecutor
     helpers: ThreadPoolExecutor
+    followers: list[Callable[[Container, str], None]] = field(default_factory=list)
 
     def publish(self, container: Container, action: str, attributes: Mapping[str, str] | None = None) -> None:
         """Tell of what happened to a container, with the attributes that every event of it has."""
         base = {**container.labels, "image": container.config.image, "name": container.name}
         self.events.publish("container", action, container.id, base | dict(attributes or {}))
+        for follow in self.followers:
+            follow(container, action)
 
     def in_background(self, action: Callable[[], object]) -> None:
         """Run ``action`` in a thread of the pool; once the engine goes down, nothing new is begun."""

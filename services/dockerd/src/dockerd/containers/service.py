@@ -22,6 +22,7 @@ from dockerd.containers.commit import Commit, Committing
 from dockerd.containers.connecting import Connecting
 from dockerd.containers.creation import Creation
 from dockerd.containers.exits import Exits
+from dockerd.containers.health_monitor import HealthMonitor
 from dockerd.containers.lifecycle import Lifecycle
 from dockerd.containers.model import Container, HostConfig, Status
 from dockerd.containers.monitor import Monitor
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from dockerd.containerd_client import Client
+    from dockerd.containers.exec import ExecService
     from dockerd.events import EventLog
     from dockerd.images import ImageService
     from dockerd.networks import NetworkService
@@ -100,6 +102,7 @@ class ContainerService:
         self._lifecycle = Lifecycle(parts, self._starting, self._exits, self._discard)
         self._committing = Committing(parts, self._lifecycle)
         self._reconciler = Reconciler(parts, self._creation, self._starting, self._exits, self._removal)
+        self._health: HealthMonitor | None = None
         self._monitor = Monitor(containerd, self._on_event, self._on_connected)
         self._exec_exited: Callable[[task_events.TaskExit], None] = lambda _event: None
         self._exec_forget: Callable[[str], None] = lambda _container_id: None
@@ -117,6 +120,8 @@ class ContainerService:
         self._monitor.start(_CONNECT_TIMEOUT)
         self._reconciler.adopt()
         self._adopted.set()
+        if self._health is not None:
+            self._health.resume()
         self._reconciler.start_wanted()
 
     def close(self) -> None:
@@ -132,6 +137,11 @@ class ContainerService:
         """Tell who keeps the execs of their ends, and of containers whose execs are forgotten."""
         self._exec_exited = exited
         self._exec_forget = forget
+
+    def check_health(self, execs: ExecService) -> None:
+        """Run the containers' health checks as ``execs`` from now on. To be called before :meth:`start`."""
+        self._health = HealthMonitor(self._parts, execs)
+        self._parts.followers.append(self._health.follow)
 
     def get(self, reference: str) -> Container:
         """The container as it is now."""

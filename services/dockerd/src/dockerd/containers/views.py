@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from dockerd.containers import timestamps
-from dockerd.containers.model import ZERO_TIME, Container, MountPoint, Status
+from dockerd.containers.model import ZERO_TIME, Container, Health, MountPoint, Status
 
 __all__ = ["duration", "inspect", "listed", "status_text"]
 
@@ -73,7 +73,7 @@ def inspect(container: Container, network_settings: Json, exec_ids: Sequence[str
 def _state(container: Container) -> Json:
     state = container.state
     restarting = state.status is Status.RESTARTING
-    return {
+    body: Json = {
         "Status": state.status.value,
         "Running": state.running or restarting,
         "Paused": state.status is Status.PAUSED,
@@ -85,6 +85,19 @@ def _state(container: Container) -> Json:
         "Error": state.error,
         "StartedAt": state.started_at,
         "FinishedAt": state.finished_at,
+    }
+    if state.health is not None:
+        body["Health"] = _health(state.health)
+    return body
+
+
+def _health(health: Health) -> Json:
+    return {
+        "Status": health.status,
+        "FailingStreak": health.failing_streak,
+        "Log": [
+            {"Start": one.start, "End": one.end, "ExitCode": one.exit_code, "Output": one.output} for one in health.log
+        ],
     }
 
 
@@ -156,7 +169,10 @@ def status_text(container: Container, now: int) -> str:
         return duration((now - timestamps.to_nanoseconds(moment)) / 1e9)
 
     if state.status is Status.RUNNING:
-        return f"Up {since(state.started_at)}"
+        text = f"Up {since(state.started_at)}"
+        if state.health is None:
+            return text
+        return f"{text} (health: starting)" if state.health.status == "starting" else f"{text} ({state.health.status})"
     if state.status is Status.PAUSED:
         return f"Up {since(state.started_at)} (Paused)"
     if state.status is Status.RESTARTING:
