@@ -84,10 +84,11 @@ class Context:
 
     __slots__ = ("debug", "log", "root", "rootless")
 
-    def __init__(self, root: str, log: Log, rootless: str, debug: bool) -> None:
+    def __init__(self, root: str, log: Log, rootless: bool, debug: bool) -> None:
         self.root = root
         self.log = log
         self.rootless = rootless
+        """Are control groups optional?"""
         self.debug = debug
 
 
@@ -168,14 +169,32 @@ def _context(options: flags.Options) -> Context:
     rootless = options.text("rootless", "auto")
     if rootless not in ("auto", "true", "false"):
         raise RuntimeFailure(f'invalid value "{rootless}" for --rootless: expected true, false or auto')
-    if rootless == "true":
-        raise RuntimeFailure("--rootless=true is not supported: this runtime needs root")
     log = Log(options.text("log"), form, options.has("debug"))
     log.open_check()
     if options.has("systemd-cgroup"):
         raise RuntimeFailure("--systemd-cgroup is not supported: use the cgroupfs driver")
-    root = options.text("root", DEFAULT_ROOT)
-    return Context(os.path.abspath(root), log, rootless, options.has("debug"))
+    root = options.text("root")
+    lenient = rootless == "true"
+    if not _is_root_of_the_machine():
+        from runc import rootless as ordinary
+
+        lenient = ordinary.ignores_cgroup_errors(rootless)
+        root = root or ordinary.default_root()
+    return Context(os.path.abspath(root or DEFAULT_ROOT), log, lenient, options.has("debug"))
+
+
+def _is_root_of_the_machine() -> bool:
+    """As most callers are: the rest is told apart by `rootless`."""
+    if os.geteuid() != 0:
+        return False
+    try:
+        fd = os.open("/proc/self/uid_map", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        return os.read(fd, 4096).split() == [b"0", b"0", b"4294967295"]
+    finally:
+        os.close(fd)
 
 
 def _dispatch(context: Context, name: str, argv: list[str]) -> int:

@@ -41,6 +41,11 @@ def prepare(context: Context, container_id: str, options: CreateOptions, termina
     job.log = context.log
     job.rootfs = specification.rootfs_path(spec, bundle)
     job.namespaces = namespaces.NamespacePlan(spec["linux"].get("namespaces", []))
+    job.rootless, job.cgroups_are_optional = os.geteuid() != 0, context.rootless
+    if job.rootless:
+        from runc import rootless
+
+        rootless.check(spec)
     job.mounts = mounts.plan_mounts(spec, bundle, job.rootfs)
     job.devices = devices.plan_devices(spec)
     job.root_propagation = mounts.root_propagation(spec)
@@ -53,7 +58,7 @@ def prepare(context: Context, container_id: str, options: CreateOptions, termina
     if spec["linux"].get("netDevices"):
         from runc import netdevices
 
-        job.net_devices = netdevices.check(spec)
+        job.net_devices = netdevices.check(spec, rootless=job.cgroups_are_optional)
     job.cgroups = hierarchy.container_paths(hierarchy.discover(), spec["linux"].get("cgroupsPath", ""), container_id)
     job.launcher_fd = options.launcher_fd
     job.no_pivot = options.no_pivot
@@ -148,7 +153,7 @@ def _launch(job: Job) -> int:
         os.mkfifo(job.container.fifo)
         os.chmod(job.container.fifo, 0o622)  # noqa: S103 - opened for writing by whoever the program runs as
         job.fifo_fd = os.open(job.container.fifo, os.O_PATH | os.O_CLOEXEC)
-        control.create(job.cgroups)
+        _make_groups(job)
         job.joining = control.joining(job.cgroups)
         job.opened_namespaces = namespaces.open_joined(job.namespaces)
         job.source_trees = _open_sources(job)
@@ -168,11 +173,26 @@ def _launch(job: Job) -> int:
     return pid
 
 
+def _make_groups(job: Job) -> None:
+    if not job.cgroups_are_optional:
+        control.create(job.cgroups)
+        job.seen_cgroups = job.cgroups
+        return
+    from runc import rootless
+
+    job.cgroups = rootless.create_groups(job.cgroups, job.spec)
+    job.seen_cgroups = job.cgroups if job.cgroups.directories else rootless.own_groups()
+    job.container.cgroup_paths = job.cgroups.controllers
+    job.container.cgroup_unified = job.cgroups.unified
+
+
 def _open_sources(job: Job) -> dict[int, int]:
     """In a user namespace the host's directories may be closed to init: the runtime opens bind sources for it.
 
     A source that needs mapped ids is made ready here as well: only the file system's owner may map it.
     """
+    if job.rootless:
+        return {}  # init has more rights than the runtime
     wanted = [
         index
         for index, step in enumerate(job.mounts)
@@ -237,10 +257,12 @@ def _attend(job: Job, pid: int, channel: messages.Channel) -> None:
     container.save()
     job.joining.parent_moves(pid)
     if job.namespaces.makes("user"):
-        from runc import idmap
-
-        idmap.write_maps(pid, linux.get("uidMappings", []), linux.get("gidMappings", []))
-    process.set_oom_score(pid, job.process.get("oomScoreAdj"))
+        if job.rootless:
+            from runc.rootless import write_maps
+        else:
+            from runc.idmap import write_maps
+        write_maps(pid, linux.get("uidMappings", []), linux.get("gidMappings", []))
+    set_oom_score(pid, job.process, rootless=job.rootless)
     process.set_rlimits(pid, job.process.get("rlimits", []))
     channel.send(GO)
     _set_limits(job)  # while init is making its mounts
@@ -264,6 +286,15 @@ def _attend(job: Job, pid: int, channel: messages.Channel) -> None:
     container.save()
 
 
+def set_oom_score(pid: int, wanted: Process, *, rootless: bool) -> None:
+    """Set the process's score; an ordinary user may only raise it, and a lower one is let be. Raises RuntimeFailure."""
+    try:
+        process.set_oom_score(pid, wanted.get("oomScoreAdj"))
+    except RuntimeFailure as failure:
+        if not (rootless and isinstance(failure.__cause__, PermissionError)):
+            raise
+
+
 def _set_limits(job: Job) -> None:
     try:
         control.apply(job.cgroups, job.spec["linux"].get("resources", {}))
@@ -272,6 +303,8 @@ def _set_limits(job: Job) -> None:
 
 
 def _set_device_rules(job: Job) -> None:
+    if job.cgroups_are_optional:
+        return  # they are for root of the machine alone to set
     try:
         control.apply_devices(job.cgroups, job.spec["linux"].get("resources", {}))
     except RuntimeFailure as failure:

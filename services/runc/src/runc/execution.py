@@ -51,7 +51,7 @@ def _execute(job: ExecJob, sub_groups: list[str]) -> int:
     theirs.close()
     try:
         job.joining.parent_moves(pid, "" if sub_groups else _inner_group(container))
-        process.set_oom_score(pid, job.process.get("oomScoreAdj"))
+        creation.set_oom_score(pid, job.process, rootless=os.geteuid() != 0)
         process.set_rlimits(pid, job.process.get("rlimits", []))
         ours.send(GO)
         if job.listener is None:
@@ -99,6 +99,8 @@ def _open_init(container: Container) -> int:
 def _fork_inside(job: ExecJob, pidfd: int) -> int:
     """Fork a child that is in the container's pid namespace; the caller itself stays where it is."""
     container = job.container
+    if job.in_user_namespace:
+        return _fork_from_middle(job, pidfd)
     if "pid" not in container.namespaces:
         return job.joining.fork()
     own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
@@ -114,6 +116,35 @@ def _fork_inside(job: ExecJob, pidfd: int) -> int:
         return pid
     finally:
         os.close(own)
+
+
+def _fork_from_middle(job: ExecJob, pidfd: int) -> int:
+    """Fork from a process in between that has entered the user namespace: there alone is the right to enter others."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    middle = linux_namespaces.fork()
+    if middle == 0:
+        flags = linux_namespaces.CLONE_NEWUSER
+        if "pid" in job.container.namespaces:
+            flags |= linux_namespaces.CLONE_NEWPID
+        pid = -1
+        try:
+            linux_namespaces.setns(pidfd, flags)
+            pid = job.joining.fork(linux_namespaces.CLONE_PARENT)
+            if pid == 0:
+                return 0
+            os.write(writer, str(pid).encode())
+        except OSError as error:
+            os.write(writer, f"failed to join the user namespace of the container: {system_text(error)}".encode())
+        finally:
+            if pid:
+                os._exit(0)
+    os.close(writer)
+    answer = os.read(reader, 65536)
+    os.close(reader)
+    os.waitpid(middle, 0)
+    if not answer.isdigit():
+        raise RuntimeFailure(answer.decode() or "joining the namespaces failed")
+    return int(answer)
 
 
 def _inner_group(container: Container) -> str:
@@ -188,7 +219,7 @@ def _run(job: ExecJob, channel: Channel, pidfd: int) -> None:
     channel.wait_go()
     if job.scheduling is not None:
         job.scheduling.enter_final()
-    _join_namespaces(job.container, pidfd)
+    _join_namespaces(job, pidfd)
     os.close(pidfd)
     os.setsid()
     if job.container.new_keyring:
@@ -227,10 +258,11 @@ def _run(job: ExecJob, channel: Channel, pidfd: int) -> None:
         raise RuntimeFailure(process.execution_failure(path, error)) from error
 
 
-def _join_namespaces(container: Container, pidfd: int) -> None:
+def _join_namespaces(job: ExecJob, pidfd: int) -> None:
+    container = job.container
     flags = 0
     for name in container.namespaces:
-        if name != "pid":
+        if name != "pid" and not (name == "user" and job.in_user_namespace):
             flags |= linux_namespaces.FLAGS[name]
     try:
         linux_namespaces.setns(pidfd, flags)

@@ -204,7 +204,9 @@ def _build_root(job: Job) -> int:
         root_fd = rootfs.prepare_root(job.rootfs, job.root_propagation)
     except OSError as error:
         raise RuntimeFailure(f"error preparing rootfs: {describe(error)}") from error
-    rootfs.mount_all(root_fd, job.mounts, job.cgroups, job.namespaces.has("cgroup"), rootfs.Sources(job.source_trees))
+    rootfs.mount_all(
+        root_fd, job.mounts, job.seen_cgroups, job.namespaces.has("cgroup"), rootfs.Sources(job.source_trees)
+    )
     if mounts.needs_devices(job.mounts):
         devices.create(root_fd, job.devices, bind=job.namespaces.has("user"))
         devices.link(root_fd)

@@ -50,6 +50,7 @@ class Job:
 
     __slots__ = (
         "cgroups",
+        "cgroups_are_optional",
         "console",
         "container",
         "credentials",
@@ -70,8 +71,10 @@ class Job:
         "process",
         "root_propagation",
         "rootfs",
+        "rootless",
         "scheduling",
         "seccomp",
+        "seen_cgroups",
         "source_trees",
         "spec",
     )
@@ -87,6 +90,11 @@ class Job:
     devices: list[Device]
     root_propagation: int
     cgroups: Paths
+    cgroups_are_optional: bool
+    seen_cgroups: Paths
+    """What cgroup mounts show: the container's groups, or the caller's when it has none of its own."""
+    rootless: bool
+    """Is the runtime an ordinary user's?"""
     credentials: Credentials
     scheduling: Scheduling | None
     listener: Listener | None
@@ -116,6 +124,7 @@ class ExecJob:
         "console",
         "container",
         "credentials",
+        "in_user_namespace",
         "joining",
         "listen_env",
         "listener",
@@ -128,6 +137,8 @@ class ExecJob:
     container: Container
     process: Process
     credentials: Credentials
+    in_user_namespace: bool
+    """Does the new process start in the container's user namespace? An ordinary user gets into no other before that."""
     joining: Joining
     scheduling: Scheduling | None
     listener: Listener | None

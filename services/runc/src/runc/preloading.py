@@ -23,6 +23,7 @@ def load() -> None:
         "netdevices",
         "protection",
         "resctrl",
+        "rootless",
         "scheduling",
         "seccomp",
         "starting",

@@ -352,6 +352,7 @@ def is_frozen(container: Container) -> bool:
 
 def freeze(paths: Paths) -> None:
     """Stop every process in the group. Raises RuntimeFailure where there is no freezer, or it does not come to rest."""
+    _require_groups(paths)
     deadline = time.monotonic() + _FREEZE_PATIENCE
     if paths.mode == V2:
         write(paths.unified, "cgroup.freeze", "1")
@@ -375,10 +376,16 @@ def freeze(paths: Paths) -> None:
 
 def thaw(paths: Paths) -> None:
     """Let the processes of the group go on."""
+    _require_groups(paths)
     if paths.mode == V2:
         write(paths.unified, "cgroup.freeze", "0")
     else:
         write(_freezer(paths), "freezer.state", "THAWED")
+
+
+def _require_groups(paths: Paths) -> None:
+    if not paths.directories:
+        raise RuntimeFailure("the container has no cgroup of its own, as its user may make none")
 
 
 def _freezer(paths: Paths) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from runc import console, creation, execution, foreground, jsontext, process, protection, security, state
 from runc import spec as specification
 from runc.errors import EXIT_EXEC_FAILURE, RuntimeFailure, describe
@@ -126,6 +128,11 @@ def _job(context: Context, container: Container, wanted: Process, options: Optio
     security.check_labels(wanted)
     job.scheduling = creation.planned_scheduling(wanted, container.spec, added=True)
     job.console = None
+    job.in_user_namespace = os.geteuid() != 0 and "user" in container.namespaces
+    if job.in_user_namespace:
+        from runc import rootless
+
+        rootless.check_groups(wanted)
     job.preserved, job.listen_env = creation.preserved_descriptors(options.number("preserve-fds"))
     job.seccomp, job.listener = b"", None
     if container.spec["linux"].get("seccomp"):
