@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import secrets
 import sqlite3
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from ipaddress import IPv4Interface, IPv4Network
 from typing import Any
@@ -58,10 +60,27 @@ class NetworkStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._lock = threading.Lock()
+        self._generation = 0
+        # What was read since the last write: listings ask for every container.
+        self._known: tuple[Network, ...] | None = None
+        self._joined: dict[str, tuple[Endpoint, ...]] = {}
+
+    @contextmanager
+    def _write(self) -> Iterator[sqlite3.Connection]:
+        """One change; what was read before is not remembered after it."""
+        try:
+            with self._database.write() as connection:
+                yield connection
+        finally:
+            with self._lock:
+                self._generation += 1
+                self._known = None
+                self._joined.clear()
 
     def ensure_predefined(self) -> None:
         """Give the predefined networks their ids, once and for all."""
-        with self._database.write() as connection:
+        with self._write() as connection:
             for name, driver in PREDEFINED.items():
                 now = datetime.now(UTC)
                 created_at = f"{now:%Y-%m-%dT%H:%M:%S}.{now.microsecond:06d}000Z"
@@ -78,7 +97,7 @@ class NetworkStore:
 
     def set_bridge(self, name: str, address: str, options: Mapping[str, str]) -> None:
         """Note the address (CIDR) and the driver options of a network's bridge."""
-        with self._database.write() as connection:
+        with self._write() as connection:
             connection.execute(
                 "UPDATE networks SET address = ?, options = ? WHERE name = ?",
                 (address, json.dumps(dict(options)), name),
@@ -86,8 +105,14 @@ class NetworkStore:
 
     def networks(self) -> list[Network]:
         """All networks, by name."""
-        with self._database.read() as connection:
-            return [_network(row) for row in connection.execute("SELECT * FROM networks ORDER BY name")]
+        known, generation = self._known, self._generation
+        if known is None:
+            with self._database.read() as connection:
+                known = tuple(_network(row) for row in connection.execute("SELECT * FROM networks ORDER BY name"))
+            with self._lock:
+                if generation == self._generation:
+                    self._known = known
+        return list(known)
 
     def endpoints(self) -> list[Endpoint]:
         """All endpoints, those of the longest running containers first."""
@@ -102,7 +127,7 @@ class NetworkStore:
             address = f"{network.gateway}/{IPv4Network(network.subnet).prefixlen}"
         settings = {name: getattr(network, name) for name in _SETTINGS}
         try:
-            with self._database.write() as connection:
+            with self._write() as connection:
                 connection.execute(
                     "INSERT INTO networks (name, id, driver, created_at, address, options, settings) "
                     "VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -122,7 +147,7 @@ class NetworkStore:
     def delete_network(self, network_id: str) -> bool:
         """Forget a network; False, and nothing changed, when a container is on it."""
         try:
-            with self._database.write() as connection:
+            with self._write() as connection:
                 connection.execute("DELETE FROM networks WHERE id = ?", (network_id,))
         except sqlite3.IntegrityError:
             return False
@@ -130,16 +155,30 @@ class NetworkStore:
 
     def endpoints_of(self, container_id: str) -> list[Endpoint]:
         """The container's endpoints while it runs, in the order in which it was joined to their networks."""
+        generation, found = self._generation, self._joined.get(container_id)
+        if found is None:
+            with self._database.read() as connection:
+                rows = connection.execute(
+                    "SELECT endpoint FROM endpoints WHERE container_id = ? ORDER BY rowid", (container_id,)
+                )
+                found = tuple(Endpoint.decode(row["endpoint"]) for row in rows)
+            with self._lock:
+                if generation == self._generation:
+                    self._joined[container_id] = found
+        return list(found)
+
+    def endpoints_on(self, network_id: str) -> list[Endpoint]:
+        """The endpoints on one network, the oldest first."""
         with self._database.read() as connection:
             rows = connection.execute(
-                "SELECT endpoint FROM endpoints WHERE container_id = ? ORDER BY rowid", (container_id,)
+                "SELECT endpoint FROM endpoints WHERE network_id = ? ORDER BY rowid", (network_id,)
             )
             return [Endpoint.decode(row["endpoint"]) for row in rows]
 
     def insert(self, endpoint: Endpoint) -> None:
         """Keep a new endpoint. Raises NotFound when the network is gone, Conflict when the place is taken."""
         try:
-            with self._database.write() as connection:
+            with self._write() as connection:
                 connection.execute(
                     "INSERT INTO endpoints (container_id, network_id, address, endpoint) VALUES (?, ?, ?, ?)",
                     (endpoint.container_id, endpoint.network_id, endpoint.address or None, endpoint.encode()),
@@ -153,7 +192,7 @@ class NetworkStore:
 
     def update(self, endpoint: Endpoint) -> None:
         """Keep what changed of an endpoint."""
-        with self._database.write() as connection:
+        with self._write() as connection:
             connection.execute(
                 "UPDATE endpoints SET endpoint = ? WHERE container_id = ? AND network_id = ?",
                 (endpoint.encode(), endpoint.container_id, endpoint.network_id),
@@ -161,7 +200,7 @@ class NetworkStore:
 
     def delete(self, endpoint: Endpoint) -> None:
         """Forget an endpoint."""
-        with self._database.write() as connection:
+        with self._write() as connection:
             connection.execute(
                 "DELETE FROM endpoints WHERE container_id = ? AND network_id = ?",
                 (endpoint.container_id, endpoint.network_id),
