@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
+import signal
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -272,3 +275,99 @@ def test_published_ports(net: Engine) -> None:
     net.docker("network", "disconnect", "tun-a", "web")
     assert fetch() == b"from the image\n"
     assert net.out("port", "web", "80") == f"127.0.0.1:{port}"
+
+
+def lookup(docker: Engine, container: str, name: str) -> set[str]:
+    """The IPv4 addresses (or names) that a container's resolver gives for a name, as busybox tells them."""
+    text = docker.docker("exec", container, "nslookup", name, check=False).stdout
+    answers = text.split("\n\n", 1)[-1]
+    return set(re.findall(r"^Address: (\S+)$", answers, re.MULTILINE)) | set(
+        re.findall(r"name = (\S+)$", answers, re.M)
+    )
+
+
+def test_names(net: Engine) -> None:
+    """Container names, aliases, short ids, hostnames and reversed addresses, on the networks that the asker is on."""
+    create(net, "tun-a")
+    create(net, "tun-b")
+    server = net.out("run", "-d", "--name", "db", "--network", "tun-a", "--network-alias", "store", *SERVER)
+    net.docker("run", "-d", "--name", "db2", "--network", "tun-a", "--network-alias", "store", *SERVER)
+    net.docker("run", "-d", "--name", "asker", "--network", "tun-a", "busybox", "sleep", "1000")
+    net.docker("run", "-d", "--name", "other", "--network", "tun-b", "busybox", "sleep", "1000")
+
+    def address(name: str, network: str = "tun-a") -> str:
+        return str(inspect(net, "container", name, f'(index .NetworkSettings.Networks "{network}").IPAddress'))
+
+    assert net.out("exec", "asker", "cat", "/etc/resolv.conf").count("nameserver") == 1
+    assert "nameserver 127.0.0.11" in net.out("exec", "asker", "cat", "/etc/resolv.conf")
+    for name in ("db", "DB", "db.tun-a", server[:12]):
+        assert lookup(net, "asker", name) == {address("db")}, name
+    assert lookup(net, "asker", "store") == {address("db"), address("db2")}
+    assert lookup(net, "asker", address("db")) == {"db.tun-a"}
+    assert lookup(net, "asker", "other") == lookup(net, "other", "db") == set()
+    assert net.out("exec", "asker", "wget", "-qO-", "http://db/shipped") == "from the image"
+    net.docker("network", "connect", "--alias", "guest", "tun-b", "asker")
+    assert lookup(net, "other", "guest") == {address("asker", "tun-b")}
+    assert lookup(net, "asker", "other") == {address("other", "tun-b")}
+    net.docker("rename", "db2", "renamed")
+    assert lookup(net, "asker", "renamed") == {address("renamed")}
+    assert lookup(net, "asker", "db2") == set()
+    net.docker("stop", "-t", "0", "renamed")
+    assert lookup(net, "asker", "store") == {address("db")}
+    net.docker("network", "disconnect", "tun-b", "asker")
+    assert lookup(net, "asker", "other") == set()
+
+
+def test_names_after_a_first_user_network(net: Engine) -> None:
+    """A container of the default bridge has names from the moment on that it is on a network with names."""
+    create(net, "tun-a")
+    net.docker("run", "-d", "--name", "db", "--network", "tun-a", *SERVER)
+    net.docker("run", "-d", "--name", "asker", "busybox", "sleep", "1000")
+    assert "127.0.0.11" not in net.out("exec", "asker", "cat", "/etc/resolv.conf")
+    net.docker("network", "connect", "tun-a", "asker")
+    assert "nameserver 127.0.0.11" in net.out("exec", "asker", "cat", "/etc/resolv.conf")
+    assert net.out("exec", "asker", "wget", "-qO-", "http://db/shipped") == "from the image"
+
+
+def test_options_of_the_resolver(net: Engine) -> None:
+    """--dns-search and --dns-option are written; --dns is asked by the engine."""
+    create(net, "tun-a")
+    options = ("--network", "tun-a", "--dns", "192.0.2.53", "--dns-search", "example.org", "--dns-option", "ndots:3")
+    text = net.out("run", "--rm", *options, "busybox", "cat", "/etc/resolv.conf")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert lines == ["nameserver 127.0.0.11", "search example.org", "options ndots:3"]
+
+
+@pytest.mark.skipif("GANTRY_ENGINE" in os.environ, reason="another's engine is not killed")
+def test_networks_and_names_without_the_engine(net: Engine) -> None:
+    """While dockerd is gone names resolve and ports are reached; a companion that dies is replaced."""
+    create(net, "tun-a")
+    port = free_port()
+    net.docker("run", "-d", "--name", "db", "--network", "tun-a", "-p", f"127.0.0.1:{port}:80", *SERVER)
+    net.docker("run", "-d", "--name", "asker", "--network", "tun-a", "busybox", "sleep", "1000")
+    pid = int(inspect(net, "container", "asker", ".State.Pid"))  # type: ignore[call-overload]
+    fetching = ["nsenter", "-t", str(pid), "-n", "-m", "/bin/wget", "-qO-", "http://db/shipped"]
+
+    def fetched() -> bool:
+        done = subprocess.run(fetching, capture_output=True, timeout=20, check=False)
+        return done.stdout == b"from the image\n"
+
+    def companion() -> int:
+        log = str(net.directory / "d" / "dns.log")
+        found = subprocess.run(["pgrep", "-f", "dockerd[.]dns"], capture_output=True, text=True, check=False).stdout
+        return next(int(one) for one in found.split() if os.readlink(f"/proc/{one}/fd/2") == log)
+
+    assert fetched()
+    before = companion()
+    net.dockerd.kill()
+    assert fetched()
+    net.dockerd.start()
+    assert fetched()
+    assert companion() == before
+    net.docker("run", "-d", "--name", "late", "--network", "tun-a", "busybox", "sleep", "1000")
+    assert lookup(net, "asker", "late") != set()
+    os.kill(before, signal.SIGKILL)
+    await_true(fetched, "no names after the companion was killed")
+    net.docker("rm", "-f", "late")
+    assert lookup(net, "asker", "late") == set()
+    assert net.out("port", "db", "80") == f"127.0.0.1:{port}"

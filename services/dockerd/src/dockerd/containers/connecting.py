@@ -14,6 +14,8 @@ from dockerd.containers import validation
 from dockerd.containers.model import Container
 from dockerd.containers.parts import Parts
 from dockerd.containers.registry import Handle
+from dockerd.containers.starting import resolver_file
+from dockerd.dns import ADDRESS as DNS_ADDRESS
 from dockerd.networks import changed_hosts_file, membership
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ __all__ = ["Connecting"]
 
 _log = logging.getLogger(__name__)
 
-_LONGEST_HOSTS = 1 << 20
+_LONGEST = 1 << 20
 
 
 class Connecting:
@@ -51,6 +53,8 @@ class Connecting:
                     container.id, network, name=container.name, hostname=container.config.hostname, settings=settings
                 )
                 _rewrite_hosts(container, new=endpoint.address)
+                if endpoint.names:
+                    self._resolve_names(container)
             self._save(handle, {**container.endpoints, network.name: dict(settings)})
 
     def disconnect(self, reference: str, network: Network, *, force: bool = False) -> None:
@@ -79,6 +83,14 @@ class Connecting:
                 if endpoint is not None:
                     _rewrite_hosts(container, gone=endpoint.address)
             self._save(handle, {name: one for name, one in container.endpoints.items() if name != key})
+
+    def _resolve_names(self, container: Container) -> None:
+        """The container's first user-defined network: its names are resolved by the engine from now on."""
+        with open(f"{container.root}/resolv.conf", "r+", encoding="utf-8", errors="surrogateescape") as file:
+            if f"nameserver {DNS_ADDRESS}\n" not in file.read(_LONGEST):
+                file.seek(0)
+                file.write(resolver_file(self._parts.config, container, embedded=True))
+                file.truncate()
 
     def _key(self, container: Container, network: Network) -> str | None:
         """Under which name or id the container's settings have the network."""
@@ -127,7 +139,7 @@ def _rewrite_hosts(container: Container, *, gone: str = "", new: str = "") -> No
     path = f"{container.root}/hosts"
     config = container.config
     with open(path, "r+", encoding="utf-8", errors="surrogateescape") as file:
-        if os.fstat(file.fileno()).st_size > _LONGEST_HOSTS:
+        if os.fstat(file.fileno()).st_size > _LONGEST:
             _log.warning("container %s: its /etc/hosts is too long to be kept up to date", container.id[:12])
             return
         text = changed_hosts_file(file.read(), config.hostname, config.domainname, gone=gone, new=new)

@@ -21,6 +21,7 @@ from dockerd.containers.registry import Handle
 from dockerd.containers.rootfs import open_rootfs, read_file
 from dockerd.containers.shm import SharedMemory
 from dockerd.containers.users import Identity
+from dockerd.dns import ADDRESS as DNS_ADDRESS
 from dockerd.networks import hostname_file, hosts_file, resolv_conf, resolv_conf_of_host
 from gantry.contracts.containerd.runc.v1 import oci_pb2
 from gantry.contracts.containerd.services.containers.v1 import containers_pb2
@@ -28,10 +29,11 @@ from gantry.contracts.containerd.services.snapshots.v1 import snapshots_pb2
 from gantry.contracts.containerd.services.tasks.v1 import tasks_pb2
 
 if TYPE_CHECKING:
+    from dockerd.config import Config
     from dockerd.networks import Attachment
     from gantry.contracts.containerd.types import mount_pb2
 
-__all__ = ["Starting", "exit_code_of_failure", "identity_of"]
+__all__ = ["Starting", "exit_code_of_failure", "identity_of", "resolver_file"]
 
 _log = logging.getLogger(__name__)
 
@@ -128,6 +130,7 @@ class Starting:
             mode=mode,
             memberships={} if config.network_disabled else container.endpoints,
             hostname=config.hostname,
+            servers=host_config.dns or self._parts.config.dns,
             exposed_ports=list(config.exposed_ports or ()),
             port_bindings=host_config.port_bindings,
             publish_all=host_config.publish_all_ports,
@@ -221,13 +224,7 @@ class Starting:
         if other is not None:
             root = self._parts.registry.find(other).container.root
             return [(f"{root}/{name}", f"/etc/{name}") for name in ("resolv.conf", "hostname", "hosts")]
-        resolver = resolv_conf(
-            resolv_conf_of_host(),
-            host_config.dns or engine.dns,
-            host_config.dns_search or engine.dns_search,
-            host_config.dns_options or engine.dns_opts,
-            own_namespace=host_config.network_mode != "host",
-        )
+        resolver = resolver_file(engine, container, embedded=attachment.resolver)
         if host_config.network_mode == "host" and not host_config.extra_hosts:
             names = _read_text("/etc/hosts") or hosts_file(config.hostname, config.domainname)
         else:
@@ -293,6 +290,19 @@ class Starting:
         except errors.EngineError as error:
             raise type(error)(f"failed to start task for container: {error}") from error
         return int(started.pid or created.pid)
+
+
+def resolver_file(config: Config, container: Container, *, embedded: bool) -> str:
+    """The text of a container's /etc/resolv.conf; ``embedded`` when the engine resolves the names of its networks."""
+    host_config = container.host_config
+    return resolv_conf(
+        resolv_conf_of_host(),
+        host_config.dns or config.dns,
+        host_config.dns_search or config.dns_search,
+        host_config.dns_options or config.dns_opts,
+        own_namespace=host_config.network_mode != "host",
+        embedded=DNS_ADDRESS if embedded else "",
+    )
 
 
 _identities: dict[tuple[str, str, tuple[str, ...]], Identity] = {}

@@ -73,7 +73,8 @@ class Endpoint:
     """A container's place on a network while it runs.
 
     ``device`` is the host's half of its device pair, ``namespace`` the path of its pinned network namespace; both and
-    the addresses are empty where the network has no such thing.
+    the addresses are empty where the network has no such thing. ``names`` are what others on a user-defined network
+    call it; ``servers`` the name servers that the user chose for the container.
     """
 
     container_id: str
@@ -93,6 +94,7 @@ class Endpoint:
     interface: str = "eth0"
     priority: int = 0
     names: tuple[str, ...] = ()
+    servers: tuple[str, ...] = ()
 
     def translations(self) -> list[Translation]:
         """The rules for all its published ports."""
@@ -109,6 +111,7 @@ class Endpoint:
         fields["published"] = tuple(PublishedPort(**port) for port in fields["published"])
         fields["exposed"] = tuple(fields["exposed"])
         fields["names"] = tuple(fields.get("names", ()))
+        fields["servers"] = tuple(fields.get("servers", ()))
         return cls(**fields)
 
 

@@ -6,6 +6,7 @@ import os
 
 from dockerd import errors
 from dockerd.config import Config
+from dockerd.dns import companion
 from dockerd.networks import bridge as bridges
 from dockerd.networks import netlink, nftables
 
@@ -19,6 +20,7 @@ def remove_network(config: Config) -> str:
     run. Raises Conflict while containers are on a bridge.
     """
     names = bridges.engine_names(config)
+    companion.stop(config.exec_root)
     with netlink.RouteSocket() as host:
         links = host.links()
         own = [link.name for link in links if link.alias == names.mark]

@@ -6,6 +6,7 @@ at, the next one finds in its database all that may be left over: :meth:`Network
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import secrets
@@ -14,6 +15,7 @@ from typing import Any
 
 from dockerd import errors
 from dockerd.config import Config
+from dockerd.dns.companion import bind_sockets
 from dockerd.events import EventLog
 from dockerd.networks import bridge as bridges
 from dockerd.networks import membership, netlink, netns, ports
@@ -21,6 +23,7 @@ from dockerd.networks.definition import Definition
 from dockerd.networks.live import LiveNetwork, LiveNetworks, logged
 from dockerd.networks.model import PREDEFINED, Attachment, Endpoint, Json, Network, network_settings
 from dockerd.networks.places import FAILURE, Places, gateway_place
+from dockerd.networks.resolver import Resolver, Sockets
 from dockerd.networks.store import NetworkStore
 from gantry.database import Database
 
@@ -40,6 +43,7 @@ class NetworkService:
         self._store = NetworkStore(database)
         self._live = LiveNetworks(config, self._store)
         self._places = Places(self._live, self._store)
+        self._resolver = Resolver(config.exec_root, self._store)
         self._namespaces = os.path.join(config.exec_root, "netns")
 
     def start(self) -> None:
@@ -53,6 +57,7 @@ class NetworkService:
 
     def close(self) -> None:
         """Let go of sockets. Bridges, rules and containers' networks stay; published ports are no longer kept."""
+        self._resolver.close()
         self._places.close()
         self._live.close()
 
@@ -80,13 +85,15 @@ class NetworkService:
         port_bindings: Mapping[str, Sequence[ports.Binding] | None] | None = None,
         publish_all: bool = False,
         mac_address: str = "",
+        servers: Sequence[str] = (),
     ) -> Attachment:
         """Make a container's network and publish its ports, before the container exists.
 
         ``name`` is the container's name; ``mode`` is HostConfig.NetworkMode (``default``, ``bridge``, ``host``,
         ``none``, a network's name, ``container:ID`` with the full id); ``memberships`` are the networks that it is to
-        be on, with the settings that a client sent: the one of ``mode`` is the first. Undo with :meth:`release`, which
-        is also right after a failure.
+        be on, with the settings that a client sent: the one of ``mode`` is the first; ``servers`` are the name servers
+        to ask for what is no container, if not the host's. Undo with :meth:`release`, which is also right after a
+        failure.
 
         Raises NotFound for an unknown network, InvalidParameter for a malformed port or address, Conflict when the
         container has a network already or ``container:ID`` has none, Forbidden for an address that is taken,
@@ -111,6 +118,7 @@ class NetworkService:
                 exposed=tuple(sorted(exposed)) if network.subnet else (),
                 interface=f"eth{number}" if network.subnet else "",
                 names=self._names(network, container_id, name, hostname, settings),
+                servers=tuple(servers),
             )
             for number, (network, settings) in enumerate(wanted)
         ]
@@ -133,7 +141,9 @@ class NetworkService:
         endpoints = self._store.endpoints_of(container_id)
         if not endpoints:
             return
+        self._resolver.forget(endpoints)
         self._places.dismantle(endpoints)
+        self._resolver.gone(endpoints)
         for endpoint in endpoints:
             self._publish_event("disconnect", endpoint)
 
@@ -165,6 +175,7 @@ class NetworkService:
             exposed=present[0].exposed,
             interface=f"eth{max(numbers, default=-1) + 1}",
             names=self._names(network, container_id, name, hostname, wanted),
+            servers=present[0].servers,
         )
         endpoint = self._places.reserve(endpoint, live, wanted)
 
@@ -181,6 +192,7 @@ class NetworkService:
             if isinstance(error, OSError):
                 raise errors.SystemFailure(f"cannot connect {endpoint.container_name}: {error}") from error
             raise
+        self._tell_names(container_id, [endpoint])
         self._publish_event("connect", endpoint)
         return endpoint
 
@@ -191,6 +203,7 @@ class NetworkService:
         if endpoint is None:
             return None
         self._leave(endpoint)
+        self._tell_names(container_id, [endpoint])
         self._publish_event("disconnect", endpoint)
         return endpoint
 
@@ -223,6 +236,7 @@ class NetworkService:
         Called once after :meth:`start`, before anything is allocated.
         """
         live = frozenset(live_ids)
+        self._resolver.forget_others(live)
         kept: list[Endpoint] = []
         for endpoint in self._store.endpoints():
             if endpoint.container_id in live:
@@ -240,6 +254,7 @@ class NetworkService:
             if link.name.startswith(self._live.names.device_prefix) and link.name not in devices:
                 with logged("remove a left-over device"):
                     self._live.host.run([netlink.delete_link(link.name)])
+        self._resolver.synchronize()
 
     def rename(self, container_id: str, name: str) -> None:
         """Show a running container under its new name."""
@@ -247,6 +262,7 @@ class NetworkService:
             new = name.lstrip("/")
             names = tuple(new if one == endpoint.container_name else one for one in endpoint.names)
             self._store.update(dataclasses.replace(endpoint, container_name=new, names=names))
+        self._tell_names(container_id, ())
 
     def settings(
         self,
@@ -413,17 +429,29 @@ class NetworkService:
             raise
         return reserved
 
+    def _tell_names(self, container_id: str, changed: Sequence[Endpoint]) -> None:
+        """The container's places, or its names, are others than before."""
+        endpoints = self._store.endpoints_of(container_id)
+        if any(one.names for one in (*endpoints, *changed)):
+            self._resolver.update(endpoints, [one.network_id for one in changed])
+
     def _make(self, endpoints: Sequence[Endpoint], lives: Sequence[LiveNetwork]) -> None:
-        def inside(descriptor: int) -> None:
+        def inside(descriptor: int) -> Sockets | None:
             with netlink.RouteSocket() as own:
                 bridges.prepare_loopback(own)
                 for endpoint, live in zip(endpoints, lives, strict=True):
                     self._places.plug(endpoint, live, descriptor, own)
                 self._places.lead_through(endpoints, own)
+            return bind_sockets() if any(endpoint.names for endpoint in endpoints) else None
 
-        netns.create(endpoints[0].namespace, inside)
-        for endpoint in endpoints:
-            self._places.open_ports(endpoint)
+        sockets = netns.create(endpoints[0].namespace, inside)
+        with contextlib.ExitStack() as stack:
+            for own in sockets or ():
+                stack.enter_context(own)
+            for endpoint in endpoints:
+                self._places.open_ports(endpoint)
+            if sockets is not None:
+                self._resolver.serve(endpoints, sockets)
 
     def _leave(self, endpoint: Endpoint) -> None:
         """Take the endpoint away; its published ports, and the default route, become those of another."""
