@@ -6,15 +6,16 @@ when the engine is killed. It is read-only: while a container runs, its own moun
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import TYPE_CHECKING
 
 from dockerd import errors
-from gantry.linux import mount, path
+from gantry.linux import mount, namespaces, path
 
 if TYPE_CHECKING:
     from gantry.contracts.containerd.types import mount_pb2
@@ -69,28 +70,54 @@ def _open_overlay(options: list[str]) -> int:
     layers += settings.get("lowerdir", "").split(":")
     if len(layers) == 1:
         return os.open(layers[0], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    with ExitStack() as opened:
-        context = mount.fsopen("overlay")
-        opened.callback(os.close, context)
-        mount.fsconfig(context, mount.FSCONFIG_SET_STRING, "source", "overlay")
-        _configure_layers(context, layers, opened)
-        mount.fsconfig(context, mount.FSCONFIG_CMD_CREATE)
-        return mount.fsmount(context, mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NODEV | mount.MOUNT_ATTR_NOSUID)
+    if _layers_are_told_singly():
+        return _open_layers(layers)
+    # One string of fsconfig(2) has at most 255 bytes, mount(2) takes a page. What a thread mounts in a namespace of its
+    # own is seen by no other, and goes with it.
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(_mount_layers, layers).result()
 
 
-def _configure_layers(context: int, layers: Sequence[str], opened: ExitStack) -> None:
-    """Tell of the lower directories, the topmost first: one by one where the kernel has that (Linux 6.5)."""
+def _open_layers(layers: Sequence[str]) -> int:
+    context = mount.fsopen("overlay")
     try:
+        mount.fsconfig(context, mount.FSCONFIG_SET_STRING, "source", "overlay")
         for layer in layers:
             mount.fsconfig(context, mount.FSCONFIG_SET_STRING, "lowerdir+", layer)
-        return
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-    # One string has at most 255 bytes (fsconfig(2)): the layers go by short names.
-    names = []
-    for layer in layers:
-        fd = os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        opened.callback(os.close, fd)
-        names.append(f"/proc/self/fd/{fd}")
-    mount.fsconfig(context, mount.FSCONFIG_SET_STRING, "lowerdir", ":".join(names))
+        mount.fsconfig(context, mount.FSCONFIG_CMD_CREATE)
+        return mount.fsmount(context, mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NODEV | mount.MOUNT_ATTR_NOSUID)
+    finally:
+        os.close(context)
+
+
+def _mount_layers(layers: Sequence[str]) -> int:
+    """In a thread that does nothing else: it leaves the process's mount namespace."""
+    namespaces.unshare(namespaces.CLONE_NEWNS)
+    mount.mount(None, "/", flags=mount.MS_REC | mount.MS_PRIVATE)
+    with ExitStack() as opened:
+        names = []
+        for layer in layers:
+            fd = os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            opened.callback(os.close, fd)
+            names.append(f"/proc/self/fd/{fd}")
+        flags = mount.MS_RDONLY | mount.MS_NODEV | mount.MS_NOSUID
+        mount.mount("overlay", layers[0], "overlay", flags, f"lowerdir={':'.join(names)}")
+        return mount.open_tree(layers[0])
+
+
+@cache
+def _layers_are_told_singly() -> bool:
+    """Whether the kernel has `lowerdir+` (Linux 6.7). Before 6.5 any option is taken, and refused by the mount only."""
+    context = mount.fsopen("overlay")
+
+    def takes(option: str) -> bool:
+        try:
+            mount.fsconfig(context, mount.FSCONFIG_SET_STRING, option, "/")
+        except OSError:
+            return False
+        return True
+
+    try:
+        return takes("lowerdir+") and not takes("no-such-option")
+    finally:
+        os.close(context)
