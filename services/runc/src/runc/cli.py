@@ -76,6 +76,8 @@ COMMANDS = {
 
 _UNSUPPORTED = {"checkpoint", "restore"}
 _HELP_WORDS = {"-h", "--help"}
+# They put a process among those of a container, who see it from its first moment on.
+_ENTERING = {"exec"}
 _HELP_FLAG = Flag("help", "show help", short="h")
 
 
@@ -100,7 +102,7 @@ def out(text: str) -> None:
 
 
 def main() -> NoReturn:
-    """The console entry point: raises SystemExit with the exit code."""
+    """The console entry point: raises SystemExit with the exit code; the program itself just ends."""
     # One call allocates little and ends soon: looking for circular garbage costs more than it could free, and in a
     # process forked from a template it would touch, and so copy, every page.
     collecting = gc.isenabled()
@@ -114,7 +116,16 @@ def main() -> NoReturn:
         os.close(directory)
         if collecting:
             gc.enable()
+    if _runs_alone():
+        # Everything is written, and what is left to do about the rest the kernel does faster.
+        os._exit(code)
     raise SystemExit(code)
+
+
+def _runs_alone() -> bool:
+    """Was this process started for this one call, by the console script or by `protection`?"""
+    path = getattr(sys.modules["__main__"], "__file__", None) or ""
+    return os.path.basename(path) in ("runc", "_restart.py")
 
 
 def _open_streams() -> None:
@@ -208,6 +219,11 @@ def _dispatch(context: Context, name: str, argv: list[str]) -> int:
         raise RuntimeFailure(f"{name} is not supported by this runtime: it needs CRIU")
     if name not in COMMANDS:
         raise RuntimeFailure(f"No help topic for '{name}'", 3)
+    if name in _ENTERING:
+        # First of all: what a second start of the program would load again is not loaded before it.
+        from runc import protection
+
+        protection.ensure()
     command = load_command(name)
     try:
         options, arguments = flags.parse(

@@ -40,14 +40,12 @@ def kill(container: Container) -> None:
 
 
 def _wait_gone(container: Container) -> bool:
-    from gantry.linux.process import pidfd_open
-
     if not container.is_running:
         return True
     import select
 
     try:
-        pidfd = pidfd_open(container.pid)
+        pidfd = os.pidfd_open(container.pid)
     except ProcessLookupError:
         return True
     try:

@@ -7,7 +7,6 @@ import os
 import select
 import time
 
-from gantry.linux import process as linux_process
 from runc import jsontext
 from runc.errors import RuntimeFailure, system_text
 
@@ -79,7 +78,7 @@ def _attend(pid: int, stdin: int, text: bytes, out: int, timeout: int | None) ->
     """Feed, listen and wait; gives the exit code (negative: signal) and the output's beginning."""
     deadline = time.monotonic() + timeout if timeout else None
     output = b""
-    pidfd = linux_process.pidfd_open(pid)
+    pidfd = os.pidfd_open(pid)
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     poll.register(out, select.POLLIN)

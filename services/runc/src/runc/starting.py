@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 
-from gantry.linux import process as linux_process
 from runc import hooks
 from runc.errors import RuntimeFailure
 from runc.state import oci_state
@@ -37,7 +36,7 @@ def start(container: Container, log: Log) -> None:
 def _open_fifo(container: Container) -> None:
     try:
         # Before the FIFO is opened: that lets init go on, and it may have ended and been reaped a moment later.
-        pidfd = linux_process.pidfd_open(container.pid)
+        pidfd = os.pidfd_open(container.pid)
     except ProcessLookupError:
         raise RuntimeFailure("container process is already dead") from None
     try:

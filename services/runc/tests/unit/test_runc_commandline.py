@@ -174,6 +174,35 @@ def test_imports_of_a_cold_run_are_budgeted() -> None:
     assert len(imported) <= len(COLD_MODULES)
 
 
+@pytest.mark.parametrize("command", ["start", "state", "kill", "delete", "list"])
+def test_short_commands_do_without_ctypes(command: str) -> None:
+    """It costs more than all that they do."""
+    paths = [path for path in sys.path if path]
+    script = (
+        f"import sys; sys.path[:] = {paths!r}\nimport runc.cli, runc.commands.{command}\nprint('ctypes' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_a_program_of_its_own_just_ends(tmp_path: Path) -> None:
+    """No exit handler of Python's runs; in any other process the exit code is raised."""
+    paths = [path for path in sys.path if path]
+    text = (
+        f"import sys; sys.path[:] = {paths!r}; sys.argv = ['runc', '--version']\n"
+        "import atexit; atexit.register(print, 'handled')\n"
+        "from runc.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    print('raised')\n"
+    )
+    for name, rest in (("runc", []), ("shim", ["raised", "handled"])):
+        (tmp_path / name).write_text(text)
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", str(tmp_path / name)], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.startswith("runc version")
+        assert done.stdout.splitlines()[3:] == rest
+
+
 def test_preload_covers_every_call(tmp_path: Path) -> None:
     """After it, no command imports anything more of ours."""
     script = (

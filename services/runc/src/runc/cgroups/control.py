@@ -6,7 +6,6 @@ import errno
 import os
 import time
 
-from gantry.linux import namespaces as linux_namespaces
 from runc.cgroups import resources as plan
 from runc.cgroups.hierarchy import ROOT, UNIFIED_DIRECTORY, V2, Paths
 from runc.errors import RuntimeFailure, system_text
@@ -169,6 +168,9 @@ class Joining:
 
     def fork(self, flags: int = 0) -> int:
         """Fork into new namespaces and into the v2 group."""
+        # Who forks has loaded it; the commands that do not are spared ctypes.
+        from gantry.linux import namespaces as linux_namespaces
+
         try:
             return linux_namespaces.fork(flags, self.group)
         except OSError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from runc import console, creation, execution, foreground, jsontext, process, protection, security, state
+from runc import console, creation, execution, foreground, jsontext, process, security, state
 from runc import spec as specification
 from runc.errors import EXIT_EXEC_FAILURE, RuntimeFailure, describe
 from runc.flags import Flag, Options
@@ -61,8 +61,6 @@ FLAGS = (
 
 def run(context: Context, options: Options, arguments: list[str]) -> int:
     """Do it; gives the status of the process, 255 for failures of its own."""
-    # The new process is seen by those of the container from its first moment on.
-    protection.ensure()
     if not arguments:
         from runc.errors import UsageFailure
 
