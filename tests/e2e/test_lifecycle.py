@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import threading
+import time
 
 from support.engine import Engine, await_true
 from support.terminal import on_terminal, read_until
@@ -207,3 +209,22 @@ def test_version_and_info(clean: Engine) -> None:
     assert info["Containers"] == 0
     assert info["Driver"] == "overlayfs" or info["Driver"] == "overlay2"
     assert info["NCPU"] == os.cpu_count()
+
+
+def test_many_slow_stops_keep_nobody_waiting(clean: Engine) -> None:
+    """Forty containers that ignore their signal are being stopped; the engine answers others meanwhile."""
+    names = [clean.out("run", "-d", "--network", "none", "busybox", "sleep", "1000") for _ in range(40)]
+    clients = []
+    for name in names:
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(str(clean.socket))
+        client.sendall(f"POST /containers/{name}/stop?t=5 HTTP/1.1\r\nHost: engine\r\n\r\n".encode())
+        clients.append(client)
+    begin = time.monotonic()
+    assert len(clean.out("ps", "-q").split()) == 40
+    clean.docker("exec", names[0], "true")
+    assert time.monotonic() - begin < 4
+    for client in clients:
+        assert client.recv(4096).startswith(b"HTTP/1.1 204 ")
+        client.close()
+    assert clean.out("ps", "-q") == ""

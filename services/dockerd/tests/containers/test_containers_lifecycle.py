@@ -348,3 +348,41 @@ def test_an_update_reaches_the_running_task(world: World) -> None:
     assert world.service.get("c1").host_config.cpu_shares == 512
     with pytest.raises(errors.NotSupported, match="Privileged cannot be changed by an update"):
         world.service.update("c1", {"Privileged": True})
+
+
+def test_a_stop_that_takes_its_time_keeps_no_thread(world: World) -> None:
+    """Begun, it comes back at once; the second signal and the news of the end find their way by themselves."""
+    container_id = world.run()
+    world.containerd.dies_of = {9}
+    told: list[errors.EngineError | None] = []
+    done = threading.Event()
+
+    def tell(error: errors.EngineError | None) -> None:
+        told.append(error)
+        done.set()
+
+    world.service.begin_stop("c1", 1, "", tell)
+    assert world.containerd.live_tasks[container_id].signals == [15]
+    assert not done.is_set()
+    assert done.wait(TIMEOUT)
+    assert told == [None]
+    assert world.events.actions()[-4:] == ["kill", "kill", "die", "stop"]
+
+
+def test_a_begun_restart_ends_with_a_running_container(world: World) -> None:
+    """Also when it did not run before."""
+    world.run()
+    for _ in range(2):
+        done = threading.Event()
+        world.service.begin_restart("c1", None, "", lambda error, done=done: done.set())  # type: ignore[misc]
+        assert done.wait(TIMEOUT)
+        assert world.service.get("c1").state.status is Status.RUNNING
+        world.service.stop("c1")
+    assert world.events.actions().count("restart") == 2
+
+
+def test_a_stop_of_what_does_not_run_says_so_at_once(world: World) -> None:
+    """Nothing is begun, and nobody is told."""
+    world.service.create({"Image": "busybox"}, "c1")
+    with pytest.raises(errors.NotModified):
+        world.service.begin_stop("c1", None, "", lambda error: pytest.fail(str(error)))

@@ -9,6 +9,7 @@ import flask
 
 from dockerd import errors
 from dockerd.api import request
+from dockerd.api.later import reply_when_done
 from dockerd.api.waiting import reply_when
 from dockerd.containers import filters, stats, top, views
 from dockerd.containers.model import Container
@@ -124,15 +125,15 @@ def start(reference: str) -> flask.Response:
 @blueprint.post("/containers/<reference>/stop")
 def stop(reference: str) -> flask.Response:
     """Stop a container."""
-    current_engine().containers.stop(reference, _timeout(), request.query_text("signal"))
-    return request.no_content()
+    containers, timeout, signal = current_engine().containers, _timeout(), request.query_text("signal")
+    return reply_when_done(lambda done: containers.begin_stop(reference, timeout, signal, done))
 
 
 @blueprint.post("/containers/<reference>/restart")
 def restart(reference: str) -> flask.Response:
     """Stop a container and run it again."""
-    current_engine().containers.restart(reference, _timeout(), request.query_text("signal"))
-    return request.no_content()
+    containers, timeout, signal = current_engine().containers, _timeout(), request.query_text("signal")
+    return reply_when_done(lambda done: containers.begin_restart(reference, timeout, signal, done))
 
 
 def _timeout() -> int | None:

@@ -23,7 +23,7 @@ from dockerd.containers.connecting import Connecting
 from dockerd.containers.creation import Creation
 from dockerd.containers.exits import Exits
 from dockerd.containers.health_monitor import HealthMonitor
-from dockerd.containers.lifecycle import Lifecycle
+from dockerd.containers.lifecycle import Done, Lifecycle
 from dockerd.containers.model import Container, HostConfig, Status
 from dockerd.containers.monitor import Monitor
 from dockerd.containers.parts import Parts
@@ -196,6 +196,14 @@ class ContainerService:
     def stop(self, reference: str, timeout: int | None = None, signal: str = "") -> None:
         """Stop it within ``timeout`` seconds. Raises NotModified when it does not run."""
         self._lifecycle.stop(self._registry.find(reference), timeout, signal)
+
+    def begin_stop(self, reference: str, timeout: int | None, signal: str, done: Done) -> None:
+        """Stop it and tell ``done``. See :meth:`Lifecycle.begin_stop`."""
+        self._lifecycle.begin_stop(self._registry.find(reference), timeout, signal, done)
+
+    def begin_restart(self, reference: str, timeout: int | None, signal: str, done: Done) -> None:
+        """Stop it, run it again and tell ``done``. See :meth:`Lifecycle.begin_restart`."""
+        self._lifecycle.begin_restart(self._registry.find(reference), timeout, signal, done)
 
     def kill(self, reference: str, signal: str = "") -> None:
         """Send it a signal."""
