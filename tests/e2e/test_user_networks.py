@@ -329,6 +329,16 @@ def test_names_after_a_first_user_network(net: Engine) -> None:
     assert net.out("exec", "asker", "wget", "-qO-", "http://db/shipped") == "from the image"
 
 
+def test_links(net: Engine) -> None:
+    """A name that only one container has for another."""
+    create(net, "tun-a")
+    net.docker("run", "-d", "--name", "db", "--network", "tun-a", *SERVER)
+    net.docker("run", "-d", "--name", "asker", "--network", "tun-a", "--link", "db:base", "busybox", "sleep", "1000")
+    assert net.out("exec", "asker", "wget", "-qO-", "http://base/shipped") == "from the image"
+    assert lookup(net, "db", "base") == set()
+    assert inspect(net, "container", "asker", '(index .NetworkSettings.Networks "tun-a").Links') == ["db:base"]
+
+
 def test_options_of_the_resolver(net: Engine) -> None:
     """--dns-search and --dns-option are written; --dns is asked by the engine."""
     create(net, "tun-a")

@@ -123,6 +123,13 @@ def test_names_of_containers() -> None:
     assert firsts == {message.address_record("10.0.0.2"), message.address_record("10.0.0.3")}
 
 
+def test_a_link_is_a_name_of_the_askers_own() -> None:
+    """It stands for the other's name; without it the name is unknown."""
+    query = message.parse_query(question("Base"))
+    assert zone.answer(query, [TABLE], {"base": "db"}) == [message.address_record("10.0.0.4")]
+    assert zone.answer(query, [TABLE]) is None
+
+
 def test_an_answer_that_is_too_long_says_so() -> None:
     """Only whole records, and the flag that makes askers come again by stream."""
     query = message.parse_query(question("web"))
@@ -207,7 +214,14 @@ def serving(directory: Path, servers: list[str], forwards: bool = True) -> Itera
             sockets = bind_sockets()
             for own in sockets:
                 stack.enter_context(own)
-            body = {"op": "container", "id": "c", "networks": ["n"], "servers": servers, "forward": forwards}
+            body = {
+                "op": "container",
+                "id": "c",
+                "networks": ["n"],
+                "servers": servers,
+                "links": {},
+                "forward": forwards,
+            }
             assert companion.request(body, sockets) == {}
         yield companion
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
@@ -17,6 +18,8 @@ from dockerd.networks.definition import Addressing, Definition, parse_addressing
 from dockerd.networks.ipam import AddressPool
 from dockerd.networks.model import Endpoint, Network
 from dockerd.networks.places import gateway_place
+from dockerd.networks.store import SCHEMA, SCHEMA_2, NetworkStore
+from gantry.database import Database
 
 
 def _neighbour() -> ModuleType:
@@ -109,14 +112,22 @@ def test_settings_of_a_place() -> None:
     wanted = membership.parse("n", {"ipamconfig": {"IPv4ADDRESS": "10.0.0.9"}, "ALIASES": ["a"], "GwPriority": 3})
     assert wanted == membership.Membership("10.0.0.9", "", ("a",), 3)
     for settings in (
-        {"Links": ["a:b"]},
         {"DriverOpts": {"a": "b"}},
         {"IPAMConfig": {"IPv6Address": "fd00::1"}},
         {"IPAMConfig": {"LinkLocalIPs": ["169.254.1.1"]}},
     ):
         with pytest.raises(errors.NotSupported, match=r"EndpointsConfig\.n"):
             membership.parse("n", settings)
-    bad: list[dict[str, Any]] = [{"Aliases": [1]}, {"GwPriority": "x"}, {"IPAMConfig": 1}, {"MacAddress": "x"}]
+    assert membership.parse("n", {"Links": ["/db:Base", "web"]}).links == (("base", "db"), ("web", "web"))
+    bad: list[dict[str, Any]] = [
+        {"Links": ["a:b:c"]},
+        {"Links": [":b"]},
+        {"Links": "ab"},
+        {"Aliases": [1]},
+        {"GwPriority": "x"},
+        {"IPAMConfig": 1},
+        {"MacAddress": "x"},
+    ]
     for settings in bad:
         with pytest.raises(errors.InvalidParameter):
             membership.parse("n", settings)
@@ -132,6 +143,29 @@ def test_an_address_needs_a_subnet_of_the_users() -> None:
         "* user specified IP address is supported on user defined networks only\n"
         "* no configured subnet or ip-range contain the IP address 10.9.0.1"
     )
+
+
+def test_places_of_an_older_engine_are_kept(tmp_path: Path) -> None:
+    """A container that runs since before an update has its address and its ports."""
+    path = tmp_path / "engine.db"
+    old = Database(path, [SCHEMA])
+    place = {"container_id": "c1", "container_name": "one", "network": "bridge", "network_id": "n1"}
+    place |= {"endpoint_id": "e", "sandbox_id": "s", "address": "10.0.0.2", "prefix": 24, "gateway": "10.0.0.1"}
+    port = {"port": 80, "protocol": "tcp", "host_address": "0.0.0.0", "host_port": 8080}
+    with old.write() as connection:
+        connection.execute("INSERT INTO networks (name, id, driver, created_at) VALUES ('bridge', 'n1', 'bridge', '')")
+        connection.execute(
+            "INSERT INTO endpoints VALUES ('c1', 'bridge', '10.0.0.2', ?)",
+            (json.dumps({**place, "published": [port], "exposed": []}),),
+        )
+    old.close()
+    database = Database(path, [SCHEMA, SCHEMA_2])
+    store = NetworkStore(database)
+    (endpoint,) = store.endpoints_of("c1")
+    assert (endpoint.address, endpoint.published[0].host_port, endpoint.interface) == ("10.0.0.2", 8080, "eth0")
+    assert [network.id for network in store.networks()] == ["n1"]
+    assert not store.delete_network("n1")
+    database.close()
 
 
 @root

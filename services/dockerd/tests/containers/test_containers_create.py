@@ -115,6 +115,9 @@ def test_published_ports_are_exposed(host: Host) -> None:
         ({"HostConfig": {"IpcMode": "often"}}, "invalid IpcMode: often"),
         ({"HostConfig": {"NetworkMode": "container:x", "PublishAllPorts": True}}, "conflicting options"),
         ({"HostConfig": {"LogConfig": {"Type": "fluentd"}}}, "no log driver named 'fluentd' is registered"),
+        ({"HostConfig": {"LogConfig": {"Type": "nope"}}}, 'error looking up logging plugin nope: plugin "nope" not found'),
+        ({"HostConfig": {"LogConfig": {"Config": {"foo": "x"}}}}, "unknown log opt 'foo' for json-file log driver"),
+        ({"HostConfig": {"LogConfig": {"Config": {"mode": "zzz"}}}}, "logging mode not supported: zzz"),
         ({"HostConfig": {"Ulimits": [{"Name": "nofile", "Soft": 9, "Hard": 3}]}}, "ulimit soft limit must be less"),
         ({"HostConfig": {"Runtime": "kata"}}, "unknown or invalid runtime name: kata"),
     ],
@@ -155,8 +158,8 @@ def test_networks_to_be_on(host: Host) -> None:
     assert on("default", default={}).endpoints == {"bridge": {}}
     assert on("container:other").endpoints == {}
     on(bridge={"IPAMConfig": {"IPv4Address": ""}, "Links": None, "Aliases": [], "GwPriority": 0})
-    with pytest.raises(errors.NotSupported, match=r"EndpointsConfig\.bridge\.Links"):
-        on(bridge={"Links": ["db:db"]})
+    with pytest.raises(errors.NotSupported, match=r"EndpointsConfig\.bridge\.DriverOpts"):
+        on(bridge={"DriverOpts": {"a": "b"}})
     with pytest.raises(errors.InvalidParameter, match="cannot attach user-defined networks to container-network mode"):
         on("container:other", back={})
     with pytest.raises(errors.InvalidParameter, match="host-mode"):

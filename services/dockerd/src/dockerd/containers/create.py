@@ -188,6 +188,8 @@ def _with_defaults(host_config: HostConfig, settings: Config, host: Host) -> Hos
     changes: dict[str, Any] = {}
     if host_config.network_mode in ("", "default"):
         changes["network_mode"] = "bridge"
+    elif host_config.network_mode not in ("bridge", "host", "none") and ":" not in host_config.network_mode:
+        changes["links"] = None  # on a network of the user's they are its endpoint's
     if not host_config.restart_policy.name:
         changes["restart_policy"] = RestartPolicy(
             name="no", maximum_retry_count=host_config.restart_policy.maximum_retry_count

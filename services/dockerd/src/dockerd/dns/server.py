@@ -5,8 +5,9 @@ The engine's messages are JSON objects behind their length (4 bytes, big-endian)
 - ``{"op": "watch"}``: the connection stays; as long as one does there is an engine. Answered with the version.
 - ``{"op": "network", "id", "name", "names": {NAME: [ADDRESS]}, "addresses": {ADDRESS: NAME}}``: the whole table of a
   network; without names it is forgotten.
-- ``{"op": "container", "id", "networks": [ID], "servers": [ADDRESS], "forward": BOOL}``: with two descriptors a new
-  container's sockets (datagram, stream), without them a change. ``servers`` empty: those of the host.
+- ``{"op": "container", "id", "networks": [ID], "servers": [ADDRESS], "links": {ALIAS: NAME}, "forward": BOOL}``:
+  with two descriptors a new container's sockets (datagram, stream), without them a change. ``servers`` empty: those of
+  the host.
 - ``{"op": "forget", "id"}``, ``{"op": "list"}``, ``{"op": "stop"}``.
 """
 
@@ -45,6 +46,7 @@ class _Container:
         self.streams = streams
         self.networks: list[str] = []
         self.servers: list[str] = []
+        self.links: dict[str, str] = {}
         self.forward = True
         self.clients: set[_Client] = set()
 
@@ -198,7 +200,7 @@ class Server:
             return
         limit = 65535 if stream else query.udp_size
         tables = [self._tables[network] for network in container.networks if network in self._tables]
-        records = zone.answer(query, tables)
+        records = zone.answer(query, tables, container.links)
         if records is not None:
             send(message.response(query, message.NOERROR, records, limit))
             return
@@ -302,6 +304,7 @@ class Server:
         container = self._containers[container_id]
         container.networks = [str(one) for one in request["networks"]]
         container.servers = [str(one) for one in request["servers"]]
+        container.links = {str(alias): str(name) for alias, name in request["links"].items()}
         container.forward = bool(request["forward"])
         return {}
 

@@ -27,8 +27,10 @@ class Table:
         return found or ()
 
 
-def answer(query: message.Query, tables: Sequence[Table]) -> list[bytes] | None:
+def answer(query: message.Query, tables: Sequence[Table], links: Mapping[str, str] | None = None) -> list[bytes] | None:
     """The records for a question about a container on one of the networks; None when it is about something else.
+
+    ``links`` are names that only the asker has for others, in lower case.
 
     A name that is known has no records of other kinds, so nobody else is asked for them. Several containers with one
     name take turns in being the first.
@@ -40,8 +42,9 @@ def answer(query: message.Query, tables: Sequence[Table]) -> list[bytes] | None:
                 record = message.name_record(f"{table.addresses[address]}.{table.name}")
                 return [record] if record else []
         return None
+    name = (links or {}).get(query.name, query.name)
     for table in tables:
-        addresses = list(table.find(query.name))
+        addresses = list(table.find(name))
         if addresses:
             if query.type != message.A:
                 return []

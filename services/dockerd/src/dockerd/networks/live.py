@@ -282,6 +282,7 @@ class LiveNetworks:
             if link.alias == self.names.mark and link.name not in known:
                 with logged("remove a left-over bridge"):
                     self.host.run([netlink.delete_link(link.name)])
+                    self.rules.run(nftables.forget_bridge(self.rules.user_chain(), link.name))
 
     def _install_rules(self) -> None:
         table = [_rules(live) for live in list(self._live.values())]

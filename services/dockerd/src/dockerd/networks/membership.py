@@ -17,12 +17,16 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Membership:
-    """The settings that have an effect; empty means that the engine chooses."""
+    """The settings that have an effect; empty means that the engine chooses.
+
+    ``links`` are names that only this container has for others: (its name, the other's).
+    """
 
     address: str = ""
     hardware_address: str = ""
     aliases: tuple[str, ...] = ()
     priority: int = 0
+    links: tuple[tuple[str, str], ...] = ()
 
 
 def parse(network: str, settings: Mapping[str, Any]) -> Membership:
@@ -38,8 +42,6 @@ def parse(network: str, settings: Mapping[str, Any]) -> Membership:
     for name in ("ipv6address", "linklocalips"):
         if addresses.get(name):
             raise errors.NotSupported(f"EndpointsConfig.{network}.IPAMConfig.{name} is not supported by this engine")
-    if plain.get("links"):
-        raise errors.NotSupported(f"EndpointsConfig.{network}.Links is not supported: give the containers aliases")
     if plain.get("driveropts"):
         raise errors.NotSupported(f"EndpointsConfig.{network}.DriverOpts is not supported by this engine")
     aliases = plain.get("aliases") or ()
@@ -49,6 +51,7 @@ def parse(network: str, settings: Mapping[str, Any]) -> Membership:
     if not isinstance(priority, int):
         raise errors.InvalidParameter(f"EndpointsConfig.{network}.GwPriority: a whole number is wanted")
     return Membership(
+        links=_parse_links(network, plain.get("links") or ()),
         address=str(addresses.get("ipv4address") or ""),
         hardware_address=parse_mac(str(plain.get("macaddress") or "")),
         aliases=tuple(aliases),
@@ -56,11 +59,26 @@ def parse(network: str, settings: Mapping[str, Any]) -> Membership:
     )
 
 
+def _parse_links(network: str, links: Any) -> tuple[tuple[str, str], ...]:
+    if not isinstance(links, (list, tuple)) or not all(isinstance(one, str) for one in links):
+        raise errors.InvalidParameter(f"EndpointsConfig.{network}.Links: a list of strings is wanted")
+    found: list[tuple[str, str]] = []
+    for link in links:
+        parts = link.split(":")
+        if len(parts) > 2 or not all(parts):
+            raise errors.InvalidParameter(f"bad format for links: {link}")
+        target = parts[0].lstrip("/")
+        found.append((parts[-1].lstrip("/").lower(), target.lower()))
+    return tuple(found)
+
+
 def check(wanted: Membership, network: Network) -> None:
     """Raise InvalidParameter, in the real engine's words, for what ``network`` does not allow."""
     wrong: list[str] = []
     if network.predefined and wanted.aliases:
         wrong.append("network-scoped alias is supported only for containers in user defined networks")
+    if network.predefined and wanted.links:
+        raise errors.NotSupported("links on the default bridge are not supported by this engine: use another network")
     if wanted.address:
         if network.predefined:
             wrong.append("user specified IP address is supported on user defined networks only")

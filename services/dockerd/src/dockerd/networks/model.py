@@ -74,7 +74,7 @@ class Endpoint:
 
     ``device`` is the host's half of its device pair, ``namespace`` the path of its pinned network namespace; both and
     the addresses are empty where the network has no such thing. ``names`` are what others on a user-defined network
-    call it; ``servers`` the name servers that the user chose for the container.
+    call it, ``links`` what only it calls others (alias, name), ``servers`` the name servers that the user chose for it.
     """
 
     container_id: str
@@ -95,6 +95,7 @@ class Endpoint:
     priority: int = 0
     names: tuple[str, ...] = ()
     servers: tuple[str, ...] = ()
+    links: tuple[tuple[str, str], ...] = ()
 
     def translations(self) -> list[Translation]:
         """The rules for all its published ports."""
@@ -112,6 +113,7 @@ class Endpoint:
         fields["exposed"] = tuple(fields["exposed"])
         fields["names"] = tuple(fields.get("names", ()))
         fields["servers"] = tuple(fields.get("servers", ()))
+        fields["links"] = tuple((alias, target) for alias, target in fields.get("links", ()))
         return cls(**fields)
 
 

@@ -32,7 +32,7 @@ def remove_network(config: Config) -> str:
         rules = nftables.Nftables()
         try:
             rules.run(nftables.delete_table(names.table))
-            for device in devices:
+            for device in {names.bridge, *devices}:
                 rules.run(nftables.forget_bridge(rules.user_chain(), device))
         finally:
             rules.close()

@@ -145,6 +145,7 @@ def _container(endpoints: Sequence[Endpoint]) -> dict[str, object]:
         "id": endpoints[0].container_id,
         "networks": [one.network_id for one in endpoints if one.names],
         "servers": list(endpoints[0].servers),
+        "links": {alias: name for one in endpoints for alias, name in one.links},
         # Nothing leaves an internal network, questions neither.
         "forward": any(one.gateway for one in endpoints),
     }

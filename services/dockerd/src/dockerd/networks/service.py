@@ -119,6 +119,7 @@ class NetworkService:
                 interface=f"eth{number}" if network.subnet else "",
                 names=self._names(network, container_id, name, hostname, settings),
                 servers=tuple(servers),
+                links=settings.links,
             )
             for number, (network, settings) in enumerate(wanted)
         ]
@@ -176,6 +177,7 @@ class NetworkService:
             interface=f"eth{max(numbers, default=-1) + 1}",
             names=self._names(network, container_id, name, hostname, wanted),
             servers=present[0].servers,
+            links=wanted.links,
         )
         endpoint = self._places.reserve(endpoint, live, wanted)
 
