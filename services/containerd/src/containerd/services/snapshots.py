@@ -23,7 +23,6 @@ __all__ = ["Snapshots"]
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _PAGE = 100
-_DEFAULT = "overlayfs"
 _KINDS = {Kind.VIEW: messages.VIEW, Kind.ACTIVE: messages.ACTIVE, Kind.COMMITTED: messages.COMMITTED}
 
 
@@ -45,7 +44,9 @@ class Snapshots(service.SnapshotsServicer):
         self._snapshotters = snapshotters
 
     def _snapshotter(self, name: str) -> Snapshotter:
-        snapshotter = self._snapshotters.get(name or _DEFAULT)
+        if not name:
+            raise InvalidArgument("snapshotter argument missing: invalid argument")
+        snapshotter = self._snapshotters.get(name)
         if snapshotter is None:
             raise InvalidArgument(f"snapshotter not loaded: {name}: invalid argument")
         return snapshotter
