@@ -84,13 +84,15 @@ _HELP_FLAG = Flag("help", "show help", short="h")
 class Context:
     """What the global flags say."""
 
-    __slots__ = ("debug", "log", "root", "rootless")
+    __slots__ = ("debug", "log", "root", "rootless", "systemd")
 
     def __init__(self, root: str, log: Log, rootless: bool, debug: bool) -> None:
         self.root = root
         self.log = log
         self.rootless = rootless
         """Are control groups optional?"""
+        self.systemd = False
+        """Are new containers' control groups systemd's?"""
         self.debug = debug
 
 
@@ -182,8 +184,6 @@ def _context(options: flags.Options) -> Context:
         raise RuntimeFailure(f'invalid value "{rootless}" for --rootless: expected true, false or auto')
     log = Log(options.text("log"), form, options.has("debug"))
     log.open_check()
-    if options.has("systemd-cgroup"):
-        raise RuntimeFailure("--systemd-cgroup is not supported: use the cgroupfs driver")
     root = options.text("root")
     lenient = rootless == "true"
     if not _is_root_of_the_machine():
@@ -191,7 +191,9 @@ def _context(options: flags.Options) -> Context:
 
         lenient = ordinary.ignores_cgroup_errors(rootless)
         root = root or ordinary.default_root()
-    return Context(os.path.abspath(root or DEFAULT_ROOT), log, lenient, options.has("debug"))
+    context = Context(os.path.abspath(root or DEFAULT_ROOT), log, lenient, options.has("debug"))
+    context.systemd = options.has("systemd-cgroup")
+    return context
 
 
 def _is_root_of_the_machine() -> bool:

@@ -59,7 +59,16 @@ def prepare(context: Context, container_id: str, options: CreateOptions, termina
         from runc import netdevices
 
         job.net_devices = netdevices.check(spec, rootless=job.cgroups_are_optional)
-    job.cgroups = hierarchy.container_paths(hierarchy.discover(), spec["linux"].get("cgroupsPath", ""), container_id)
+    cgroups_path = spec["linux"].get("cgroupsPath", "")
+    job.unit = None
+    if context.systemd:
+        from runc.cgroups import systemd
+
+        systemd.require_running()
+        job.unit = systemd.plan_unit(cgroups_path, container_id, rootless=context.rootless)
+        job.cgroups = systemd.container_paths(hierarchy.discover(), job.unit, systemd.own_base())
+    else:
+        job.cgroups = hierarchy.container_paths(hierarchy.discover(), cgroups_path, container_id)
     job.launcher_fd = options.launcher_fd
     job.no_pivot = options.no_pivot
     job.no_new_keyring = options.no_new_keyring
@@ -142,6 +151,7 @@ def _record(job: Job, options: CreateOptions) -> None:
     container.rootfs = job.rootfs
     container.cgroup_paths = job.cgroups.controllers
     container.cgroup_unified = job.cgroups.unified
+    container.systemd_unit = job.unit.name if job.unit is not None else ""
     container.new_keyring = not job.no_new_keyring
     container.namespaces = [name for name in namespaces.JOIN_ORDER if job.namespaces.has(name)]
     container.save_spec(job.spec)
@@ -154,7 +164,6 @@ def _launch(job: Job) -> int:
         os.chmod(job.container.fifo, 0o622)  # noqa: S103 - opened for writing by whoever the program runs as
         job.fifo_fd = os.open(job.container.fifo, os.O_PATH | os.O_CLOEXEC)
         _make_groups(job)
-        job.joining = control.joining(job.cgroups)
         job.opened_namespaces = namespaces.open_joined(job.namespaces)
         job.source_trees = _open_sources(job)
         ours, theirs = messages.pair()
@@ -174,9 +183,13 @@ def _launch(job: Job) -> int:
 
 
 def _make_groups(job: Job) -> None:
+    job.seen_cgroups = job.cgroups
+    if job.unit is not None:
+        job.joining = control.Joining([], "")  # systemd makes a unit around a process that is there already
+        return
     if not job.cgroups_are_optional:
         control.create(job.cgroups)
-        job.seen_cgroups = job.cgroups
+        job.joining = control.joining(job.cgroups)
         return
     from runc import rootless
 
@@ -184,6 +197,21 @@ def _make_groups(job: Job) -> None:
     job.seen_cgroups = job.cgroups if job.cgroups.directories else rootless.own_groups()
     job.container.cgroup_paths = job.cgroups.controllers
     job.container.cgroup_unified = job.cgroups.unified
+    job.joining = control.joining(job.cgroups)
+
+
+def _start_unit(job: Job, pid: int) -> None:
+    """Have systemd make the unit, then the groups of controllers that are not its own; the process goes into all."""
+    from runc.cgroups import systemd
+
+    assert job.unit is not None
+    resources, annotations = job.spec["linux"].get("resources", {}), job.spec.get("annotations", {})
+    try:
+        systemd.start(job.unit, pid, job.cgroups, resources, annotations)
+        control.create(job.cgroups)
+    except RuntimeFailure as failure:
+        raise failure.within("unable to apply cgroup configuration") from failure
+    control.move(job.cgroups, pid)
 
 
 def _open_sources(job: Job) -> dict[int, int]:
@@ -255,6 +283,8 @@ def _fork_from_middle(job: Job, ours: messages.Channel, theirs: messages.Channel
 def _attend(job: Job, pid: int, channel: messages.Channel) -> None:
     container, linux = job.container, job.spec["linux"]
     container.save()
+    if job.unit is not None:
+        _start_unit(job, pid)
     job.joining.parent_moves(pid)
     if job.namespaces.makes("user"):
         if job.rootless:
@@ -341,6 +371,10 @@ def _undo(job: Job, pid: int) -> None:
             pass  # it ended by itself
     try:
         control.remove(job.cgroups)
+        if job.unit is not None:
+            from runc.cgroups import systemd
+
+            systemd.stop(job.unit.name)
     except RuntimeFailure as failure:
         job.log.warning(failure.message)
     job.container.remove_directory()

@@ -64,6 +64,8 @@ def destroy(container: Container, log: Log) -> None:
         control.signal_all(paths, SIGKILL)
         control.wait_empty(paths, PATIENCE)
     control.remove(paths)
+    if container.systemd_unit:
+        _stop_unit(container, log)
     stopped, listed = oci_state(container, "stopped"), container.spec.get("hooks", {})
     container.remove_directory()
     try:
@@ -71,3 +73,13 @@ def destroy(container: Container, log: Log) -> None:
     except RuntimeFailure as failure:
         # runtime.md "Lifecycle" 12: a failed poststop hook is logged, the container is gone all the same.
         log.warning(failure.message)
+
+
+def _stop_unit(container: Container, log: Log) -> None:
+    """Have systemd forget the container; without systemd there is nothing that would be kept."""
+    from runc.cgroups import systemd
+
+    try:
+        systemd.stop(container.systemd_unit)
+    except RuntimeFailure as failure:
+        log.warning(f"removing unit {container.systemd_unit}: {failure.message}")

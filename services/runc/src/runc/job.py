@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from gantry.oci.runtime import Device, Process, Spec
     from runc.cgroups.control import Joining
     from runc.cgroups.hierarchy import Paths
+    from runc.cgroups.systemd import Unit
     from runc.listener import Listener
     from runc.logs import Log
     from runc.mounts import MountStep
@@ -77,6 +78,7 @@ class Job:
         "seen_cgroups",
         "source_trees",
         "spec",
+        "unit",
     )
 
     container: Container
@@ -91,6 +93,8 @@ class Job:
     root_propagation: int
     cgroups: Paths
     cgroups_are_optional: bool
+    unit: Unit | None
+    """systemd's, when it makes the groups."""
     seen_cgroups: Paths
     """What cgroup mounts show: the container's groups, or the caller's when it has none of its own."""
     rootless: bool

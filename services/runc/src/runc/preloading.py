@@ -28,7 +28,9 @@ def load() -> None:
         "seccomp",
         "starting",
         "cgroups.bpf",
+        "cgroups.dbus",
         "cgroups.stats",
+        "cgroups.systemd",
         *(f"commands.{command}" for command in cli.COMMANDS),
     ):
         importlib.import_module(f"runc.{name}")

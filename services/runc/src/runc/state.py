@@ -51,6 +51,7 @@ class Container:
         "pid",
         "pid_start",
         "rootfs",
+        "systemd_unit",
     )
 
     def __init__(self, root: str, container_id: str) -> None:
@@ -66,6 +67,7 @@ class Container:
         self.creating = True
         self.cgroup_paths: dict[str, str] = {}
         self.cgroup_unified = ""
+        self.systemd_unit = ""
         self.namespaces: list[str] = []
         self.new_keyring = True
         self._spec: Spec | None = None
@@ -104,6 +106,7 @@ class Container:
                     "init_process_start": self.pid_start,
                     "cgroup_paths": self.cgroup_paths,
                     "cgroup_unified": self.cgroup_unified,
+                    "systemd_unit": self.systemd_unit,
                     "namespaces": self.namespaces,
                     "new_keyring": self.new_keyring,
                 }
@@ -189,6 +192,7 @@ def load(root: str, container_id: str) -> Container:
     container.pid_start = value["init_process_start"]
     container.cgroup_paths = value["cgroup_paths"]
     container.cgroup_unified = value["cgroup_unified"]
+    container.systemd_unit = value.get("systemd_unit", "")  # absent before there was a driver for it
     container.namespaces = value["namespaces"]
     container.new_keyring = value["new_keyring"]
     return container

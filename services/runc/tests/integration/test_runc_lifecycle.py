@@ -329,14 +329,6 @@ def test_spec_does_not_overwrite(runtime, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ours_only")
-def test_systemd_cgroups_are_refused_by_name(runtime) -> None:
-    """An option that is not supported is never ignored."""
-    done = runtime.call("--systemd-cgroup", "list")
-    assert done.returncode == 1
-    assert "--systemd-cgroup is not supported" in done.stderr
-
-
-@pytest.mark.usefixtures("ours_only")
 def test_a_runtime_killed_at_any_moment_leaves_what_delete_can_remove(runtime) -> None:
     """SIGKILL to `create` after more and more time; `delete --force` always leaves nothing (the fixture checks it)."""
     import time

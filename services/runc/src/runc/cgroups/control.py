@@ -217,6 +217,12 @@ def joining(paths: Paths) -> Joining:
     return Joining(list(dict.fromkeys(paths.controllers.values())), paths.unified)
 
 
+def move(paths: Paths, pid: int) -> None:
+    """Move a process into all the groups. Raises RuntimeFailure."""
+    for directory in paths.directories:
+        _move(directory, pid)
+
+
 def _move(directory: str, pid: int) -> None:
     try:
         write(directory, PROCS, str(pid))

@@ -28,7 +28,7 @@ def document() -> dict[str, object]:
         "linux": {
             "namespaces": sorted(namespaces.NAMES),
             "capabilities": list(capabilities.NAMES[: last + 1]),
-            "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": True},
+            "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": True, "rdma": True},
             "seccomp": {
                 "enabled": True,
                 "actions": sorted(seccomp.ACTIONS),

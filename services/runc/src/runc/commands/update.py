@@ -81,6 +81,10 @@ def run(context: Context, options: Options, arguments: list[str]) -> int:
         raise ContainerNotRunning
     changes = _from_file(options.text("resources")) if options.text("resources") else _from_flags(options)
     # Device rules are set once, when the container is made.
+    if container.systemd_unit:
+        from runc.cgroups import systemd
+
+        systemd.update(container.systemd_unit, control.paths_of(container), changes)
     control.apply(control.paths_of(container), changes)
     container.save_spec(_merged(container.spec, changes))
     return 0
