@@ -200,6 +200,26 @@ def test_networks_outlive_an_engine(tmp_path: Path) -> None:
 
 @root
 @world.alone
+def test_a_bridge_that_was_taken_away_has_its_containers_again(tmp_path: Path) -> None:
+    """Somebody removes the device of a network that containers are on: the next engine puts all back."""
+    with world.engine(tmp_path) as service:
+        device = service.create(Definition("own", Addressing("10.88.0.0/24"))).device
+        one = service.allocate("c1", name="one", mode="own")
+        two = service.allocate("c2", name="two", mode="own")
+    with netlink.RouteSocket() as host:
+        host.run([netlink.delete_link(device)])
+    with world.engine(tmp_path) as service:
+        service.restore(["c1", "c2"])
+        server = world.inside(one.netns_path, world.listener)
+        address = world.talk(server, lambda: world.inside(two.netns_path, world.client(one.address, 80)))
+        assert address == two.address
+        server.close()
+        service.release("c1")
+        service.release("c2")
+
+
+@root
+@world.alone
 def test_bridges_of_networks_that_are_not_known_go(tmp_path: Path) -> None:
     """An engine that died while it removed a network has forgotten it already."""
     with world.engine(tmp_path) as service:

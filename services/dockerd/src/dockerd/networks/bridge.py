@@ -22,6 +22,7 @@ __all__ = [
     "engine_names",
     "ensure_bridge",
     "prepare_loopback",
+    "reattach",
     "remove_other",
 ]
 
@@ -172,6 +173,13 @@ def connect(
             *([netlink.add_default_route(gateway)] if gateway is not None else []),
         ]
     )
+
+
+def reattach(host: netlink.RouteSocket, bridge: Bridge, device: netlink.Link) -> None:
+    """Put a container's device back on its bridge, if it is not there: that was removed and made again."""
+    if device.master != bridge.index:
+        hairpin = netlink.set_hairpin(device.index, device.name, isolated=bridge.isolated)
+        host.run([netlink.attach(device.name, bridge.index), hairpin])
 
 
 def choose_address(socket: netlink.RouteSocket, config: Config, name: str, remembered: str | None) -> IPv4Interface:

@@ -102,9 +102,18 @@ class LiveNetworks:
         """The network with its bridge. Raises Unavailable when that is not up."""
         live = self._live.get(network.id)
         if live is None:
-            reason = self._failures.get(network.id, "it has no bridge")
-            raise errors.Unavailable(f"network {network.name} is not up: {reason}")
+            raise self._not_up(network.id, network.name)
         return live
+
+    def bridge(self, network_id: str, name: str) -> bridges.Bridge:
+        """The bridge of a network. Raises Unavailable when that is not up."""
+        live = self._live.get(network_id)
+        if live is None:
+            raise self._not_up(network_id, name)
+        return live.bridge
+
+    def _not_up(self, network_id: str, name: str) -> errors.Unavailable:
+        return errors.Unavailable(f"network {name} is not up: {self._failures.get(network_id, 'it has no bridge')}")
 
     def default(self) -> LiveNetwork | None:
         """The default bridge's network, if there is one."""

@@ -25,6 +25,7 @@ __all__ = [
     "add_forwarding_entry",
     "add_neighbour",
     "add_veth",
+    "attach",
     "delete_default_route",
     "delete_link",
     "detach",
@@ -79,7 +80,7 @@ class Request:
 class Link:
     """A network device: index, name, kind (``bridge``, ``veth``; empty for hardware), whether administratively up.
 
-    ``alias`` is a text that whoever made it may have left on it.
+    ``alias`` is a text that whoever made it may have left on it, ``master`` the index of its bridge, or 0.
     """
 
     index: int
@@ -87,6 +88,7 @@ class Link:
     kind: str
     up: bool
     alias: str = ""
+    master: int = 0
 
 
 class RouteSocket:
@@ -243,6 +245,12 @@ def set_up(index: int, name: str) -> Request:
     return Request(_RTM_SETLINK, 0, _IFINFO.pack(0, 0, index, _IFF_UP, _IFF_UP), f"bring {name} up")
 
 
+def attach(name: str, bridge: int) -> Request:
+    """Bring a device up, and onto the bridge with that index."""
+    body = _IFINFO.pack(0, 0, 0, _IFF_UP, _IFF_UP) + _name(name) + _u32(_IFLA_MASTER, bridge)
+    return Request(_RTM_SETLINK, 0, body, f"attach device {name}")
+
+
 def detach(name: str) -> Request:
     """Take a device down and off its bridge."""
     body = _IFINFO.pack(0, 0, 0, 0, _IFF_UP) + _name(name) + _u32(_IFLA_MASTER, 0)
@@ -349,4 +357,5 @@ def _parse_link(body: bytes) -> Link:
     name = attributes.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode()
     kind = _attributes(attributes.get(_IFLA_LINKINFO, b""), 0).get(_IFLA_INFO_KIND, b"").rstrip(b"\0").decode()
     alias = attributes.get(_IFLA_IFALIAS, b"").rstrip(b"\0").decode(errors="replace")
-    return Link(index, name, kind, bool(flags & _IFF_UP), alias)
+    (master,) = struct.unpack("=I", attributes.get(_IFLA_MASTER, bytes(4)))
+    return Link(index, name, kind, bool(flags & _IFF_UP), alias, master)

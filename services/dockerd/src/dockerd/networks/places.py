@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address
 
 from dockerd import errors
@@ -167,6 +167,18 @@ class Places:
                     endpoint.container_name,
                     error.reason,
                 )
+
+    def restore_devices(self, wanted: Mapping[str, Endpoint]) -> None:
+        """Remove devices that belong to no container, and see to it that the others are on their bridges."""
+        host = self._live.host
+        for link in host.links():
+            endpoint = wanted.get(link.name)
+            if endpoint is not None:
+                with logged("put a container's device back on its bridge"):
+                    bridges.reattach(host, self._live.bridge(endpoint.network_id, endpoint.network), link)
+            elif link.name.startswith(self._live.names.device_prefix):
+                with logged("remove a left-over device"):
+                    host.run([netlink.delete_link(link.name)])
 
     def _forget(self, endpoint: Endpoint) -> None:
         if endpoint.published:

@@ -251,11 +251,7 @@ class NetworkService:
             if entry not in wanted:
                 with logged("remove a left-over network namespace"):
                     netns.remove(os.path.join(self._namespaces, entry))
-        devices = {endpoint.device for endpoint in kept}
-        for link in self._live.host.links():
-            if link.name.startswith(self._live.names.device_prefix) and link.name not in devices:
-                with logged("remove a left-over device"):
-                    self._live.host.run([netlink.delete_link(link.name)])
+        self._places.restore_devices({endpoint.device: endpoint for endpoint in kept if endpoint.device})
         self._resolver.synchronize()
 
     def rename(self, container_id: str, name: str) -> None:
