@@ -179,7 +179,7 @@ def test_uris_name_the_shims_socket_and_the_log(handing: StreamService, config: 
 
 @pytest.mark.parametrize(
     "options",
-    [{"max-size": "x"}, {"max-file": "0", "max-size": "1m"}, {"max-file": "2"}, {"max-size": "1m", "max-file": "a"}],
+    [{"max-size": "x"}, {"max-size": "-1"}, {"max-file": "0", "max-size": "1m"}, {"max-size": "1m", "max-file": "a"}],
 )
 def test_bad_log_options_are_refused(handing: StreamService, options: dict[str, str]) -> None:
     """Before anything is made."""

@@ -386,3 +386,21 @@ def test_a_stop_of_what_does_not_run_says_so_at_once(world: World) -> None:
     world.service.create({"Image": "busybox"}, "c1")
     with pytest.raises(errors.NotModified):
         world.service.begin_stop("c1", None, "", lambda error: pytest.fail(str(error)))
+
+
+def test_a_removal_by_force_of_a_container_for_one_run(world: World) -> None:
+    """It goes with its end; that it is gone then is no error."""
+    world.service.create({"Image": "busybox", "HostConfig": {"AutoRemove": True}}, "c1")
+    world.service.start_container("c1")
+    world.service.remove("c1", force=True)
+    with pytest.raises(errors.NotFound):
+        world.service.get("c1")
+
+
+def test_an_update_that_lifts_the_limit_of_processes(world: World) -> None:
+    """Any number that is no limit; the policy of a container for one run stays."""
+    world.service.create({"Image": "busybox", "HostConfig": {"PidsLimit": 5, "AutoRemove": True}}, "c1")
+    world.service.update("c1", {"PidsLimit": -1})
+    assert world.service.get("c1").host_config.pids_limit == 0
+    with pytest.raises(errors.Conflict, match="because AutoRemove is enabled"):
+        world.service.update("c1", {"RestartPolicy": {"Name": "always"}})

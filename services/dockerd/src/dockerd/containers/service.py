@@ -265,6 +265,8 @@ class ContainerService:
         if force:
             self._end(handle)
         with handle.exclusive():
+            if force and handle.removed:
+                return  # it went with its end (--rm)
             status = handle.container.state.status
             if status in (Status.RUNNING, Status.PAUSED, Status.RESTARTING):
                 hint = "unpause and then stop" if status is Status.PAUSED else "stop"
@@ -297,8 +299,7 @@ class ContainerService:
         handle = self._registry.find(reference)
         with handle.exclusive():
             container = handle.container
-            new, warnings = updated(container.host_config, body, host.current())
-            validation.check_restart_policy(new.restart_policy, new.auto_remove)
+            new, warnings = _updated(container, body)
             if container.state.running and spec.resources(new) != spec.resources(container.host_config):
                 self._update_task(container, new)
             handle.container = msgspec.structs.replace(container, host_config=new)
@@ -435,3 +436,17 @@ class ContainerService:
     def _on_connected(self) -> None:
         if self._adopted.is_set():
             self._parts.in_background(self._reconciler.resynchronize)
+
+
+def _updated(container: Container, body: Mapping[str, Any]) -> tuple[HostConfig, list[str]]:
+    prefix = f"Cannot update container {container.id}: "
+    try:
+        new, warnings = updated(container.host_config, body, host.current())
+    except errors.Conflict as error:
+        raise errors.Conflict(f"{prefix}{error}") from error
+    if container.host_config.auto_remove and new.restart_policy.name not in ("", "no"):
+        raise errors.Conflict(
+            f"{prefix}Restart policy cannot be updated because AutoRemove is enabled for the container"
+        )
+    validation.check_restart_policy(new.restart_policy, new.auto_remove)
+    return new, warnings

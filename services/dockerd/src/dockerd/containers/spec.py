@@ -266,7 +266,7 @@ def resources(host_config: HostConfig, around: Surroundings | None = None) -> di
     ):
         if section:
             found[name] = section
-    if host_config.pids_limit is not None and host_config.pids_limit != 0:
+    if host_config.pids_limit is not None:
         found["pids"] = {"limit": host_config.pids_limit if host_config.pids_limit > 0 else -1}
     return found
 

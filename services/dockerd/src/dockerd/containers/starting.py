@@ -270,7 +270,12 @@ class Starting:
 
     def _run(self, container: Container, root_mounts: Sequence[mount_pb2.Mount]) -> int:
         parts = self._parts
-        streams = parts.streams.uris(container)
+        try:
+            streams = parts.streams.uris(container)
+        except errors.InvalidParameter as error:
+            raise errors.SystemFailure(
+                f"failed to create task for container: failed to initialize logging driver: {error}"
+            ) from error
         try:
             created = parts.containerd.tasks.Create(
                 tasks_pb2.CreateTaskRequest(

@@ -32,6 +32,9 @@ _CHANGEABLE = (
     "restart_policy",
 )
 
+# Of the kernel's past: the real engine takes it and does nothing.
+_IGNORED = frozenset({"kernel_memory"})
+
 
 def updated(present: HostConfig, body: Mapping[str, Any], host: Host) -> tuple[HostConfig, list[str]]:
     """``present`` with the changes that ``body`` asks for, and warnings; zero values change nothing.
@@ -43,22 +46,23 @@ def updated(present: HostConfig, body: Mapping[str, Any], host: Host) -> tuple[H
     changes: dict[str, Any] = {}
     for field in msgspec.structs.fields(HostConfig):
         value = getattr(asked, field.name)
-        if not value or value == getattr(neutral, field.name):
+        if not value or value == getattr(neutral, field.name) or field.name in _IGNORED:
             continue
         if field.name not in _CHANGEABLE:
             raise errors.NotSupported(f"{field.encode_name} cannot be changed by an update")
         changes[field.name] = value
     if asked.restart_policy.name == "":
         changes.pop("restart_policy", None)
+    if asked.pids_limit is not None:
+        changes["pids_limit"] = max(0, asked.pids_limit)  # any number that is no limit means none
     if "nano_cpus" in changes and (present.cpu_period or present.cpu_quota):
         raise errors.Conflict("Conflicting options: CPU Period or Quota is set: NanoCPUs cannot be set")
     if ("cpu_period" in changes or "cpu_quota" in changes) and present.nano_cpus:
-        raise errors.Conflict(
-            "Conflicting options: CPU Period or Quota cannot be updated as NanoCPUs has already been set"
-        )
+        which = "CPU Period" if "cpu_period" in changes else "CPU Quota"
+        raise errors.Conflict(f"Conflicting options: {which} cannot be updated as NanoCPUs has already been set")
     memory, swap = changes.get("memory"), changes.get("memory_swap", present.memory_swap)
     if memory and 0 < swap < memory:
-        raise errors.InvalidParameter(
+        raise errors.Conflict(
             "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time"
         )
     new = msgspec.structs.replace(present, **changes)

@@ -13,12 +13,11 @@ from typing import Any
 import msgspec
 
 from dockerd import errors, networks
-from dockerd.containers import capabilities, signals
+from dockerd.containers import capabilities, log_options, signals
 from dockerd.containers.host import Host
 from dockerd.containers.model import ContainerConfig, HostConfig, RestartPolicy
 
 __all__ = [
-    "LOG_DRIVERS",
     "check_config",
     "check_endpoints",
     "check_resources",
@@ -28,8 +27,6 @@ __all__ = [
     "refuse_unsupported",
     "security_options",
 ]
-
-LOG_DRIVERS = ("json-file", "none")
 
 _MEMORY_MINIMUM = 6 << 20
 _ULIMITS = frozenset(
@@ -60,11 +57,7 @@ def refuse_unsupported(host_config: HostConfig, unknown: Iterable[str]) -> None:
             raise errors.NotSupported(f"HostConfig.{name} is not supported by this engine: {value!r}")
     for name in unknown:
         raise errors.NotSupported(f"HostConfig.{name} is not known to this engine")
-    if host_config.log_config.type not in LOG_DRIVERS:
-        raise errors.InvalidParameter(
-            f"logger: no log driver named '{host_config.log_config.type}' is registered (this engine has "
-            f"{' and '.join(LOG_DRIVERS)})"
-        )
+    log_options.check(host_config.log_config.type, host_config.log_config.config)
     if host_config.volume_driver not in ("", "local"):
         raise errors.NotFound(f"error looking up volume plugin {host_config.volume_driver}: plugin not found")
 
@@ -278,8 +271,19 @@ def _check_cpuset(text: str, available: frozenset[int]) -> None:
             raise errors.InvalidParameter(f"Invalid value {text} for cpuset cpus")
         wanted.update(range(int(first), int(last or first) + 1))
     if not wanted <= available:
-        have = ",".join(str(number) for number in sorted(available))
+        have = _ranges(available)
         raise errors.InvalidParameter(f"Requested CPUs are not available - requested {text}, available: {have}")
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """``0-3,8``."""
+    found: list[list[int]] = []
+    for number in sorted(numbers):
+        if found and found[-1][-1] == number - 1:
+            found[-1][1:] = [number]
+        else:
+            found.append([number])
+    return ",".join("-".join(map(str, ends)) for ends in found)
 
 
 def drop_unavailable(resources: HostConfig, host: Host) -> tuple[HostConfig, list[str]]:

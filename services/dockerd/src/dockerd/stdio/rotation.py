@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from dockerd.errors import InvalidParameter
 from dockerd.stdio.target import StreamTarget
 
@@ -13,12 +15,14 @@ _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 def rotation(target: StreamTarget) -> tuple[int, int]:
     """Most bytes of one log file (0: unlimited) and most files. Raises InvalidParameter."""
     options = target.log_options
-    size = parse_size(options["max-size"]) if options.get("max-size", "-1") != "-1" else 0
-    count = options.get("max-file", "1")
-    if not count.isdigit() or count == "0":
-        raise InvalidParameter(f"max-file cannot be less than 1: {count!r}")
-    if int(count) > 1 and not size:
-        raise InvalidParameter("max-file requires max-size to be set")
+    size = parse_size(options["max-size"]) if options.get("max-size") else 0
+    count = options.get("max-file") or "1"
+    if not re.fullmatch(r"[+-]?\d{1,9}", count):
+        raise InvalidParameter(f'strconv.Atoi: parsing "{count}": invalid syntax')
+    if int(count) < 1:
+        raise InvalidParameter("max-file cannot be less than 1")
+    if options.get("compress", "false").lower() in ("1", "t", "true") and (int(count) < 2 or not size):
+        raise InvalidParameter("compress cannot be true when max-file is less than 2 or max-size is not set")
     return size, int(count)
 
 
