@@ -244,7 +244,7 @@ def _read(path: str) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         pieces = []
-        while piece := os.read(fd, 1 << 20):
+        while piece := os.read(fd, 1 << 16):
             pieces.append(piece)
         return b"".join(pieces)
     finally:
