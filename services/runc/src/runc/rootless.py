@@ -16,6 +16,7 @@ from runc.errors import RuntimeFailure
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from gantry.oci.runtime import IdMapping, Process, Spec
+    from runc.state import Container
 
 _ALL_IDS = 0xFFFFFFFF
 
@@ -195,3 +196,23 @@ def own_groups() -> Paths:
     controllers = {name: os.path.join(mount, own.lstrip("/")) for name, (mount, own) in found.controllers.items()}
     unified = os.path.join(found.unified[0], found.unified[1].lstrip("/")) if found.unified else ""
     return Paths(found.mode, controllers, unified)
+
+
+def processes(container: Container) -> list[int]:
+    """The processes of a container without groups: those in its pid namespace. Raises RuntimeFailure when it has none.
+
+    Of a namespace below that one they are not: only root of the container could tell whose it is.
+    """
+    if "pid" not in container.namespaces:
+        raise RuntimeFailure("the container has neither a cgroup nor a pid namespace: its processes can not be told")
+    if not container.is_running:
+        return []
+    wanted = _pid_namespace(container.pid)
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and wanted and _pid_namespace(name) == wanted]
+
+
+def _pid_namespace(pid: int | str) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    except OSError:
+        return ""  # it has ended, or is of another user

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import shutil
 import subprocess
 import tempfile
@@ -172,10 +173,18 @@ def test_many_ids_by_newuidmap(home: Home, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("ours_only")
 def test_a_container_without_groups_is_not_paused(home: Home) -> None:
-    """And says why."""
+    """And says why; its processes are those of its pid namespace."""
     home.write("sleep", "100")
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     assert home.call("run", "-d", home.runtime.id, **quiet).returncode == 0
     done = home.call("pause", home.runtime.id)
     assert done.returncode == 1
-    assert "no cgroup of its own" in done.stderr
+    assert "cannot toggle freezer: cgroups not configured for container" in done.stderr
+    pid = json.loads(home.call("state", home.runtime.id).stdout)["pid"]
+    assert json.loads(home.call("ps", "--format", "json", home.runtime.id).stdout) == [pid]
+    fd = os.pidfd_open(pid)
+    try:
+        assert home.call("kill", "--all", home.runtime.id, "KILL").returncode == 0
+        assert select.select([fd], [], [], 30)[0], "the process did not end"
+    finally:
+        os.close(fd)

@@ -393,7 +393,7 @@ def thaw(paths: Paths) -> None:
 
 def _require_groups(paths: Paths) -> None:
     if not paths.directories:
-        raise RuntimeFailure("the container has no cgroup of its own, as its user may make none")
+        raise RuntimeFailure("cannot toggle freezer: cgroups not configured for container")
 
 
 def _freezer(paths: Paths) -> str:

@@ -29,6 +29,8 @@ def run(context: Context, options: Options, arguments: list[str]) -> int:
     if options.has("all"):
         if exists:
             control.signal_all(paths, number)
+        elif not paths.directories:
+            _signal_without_groups(container, number)
         return 0
     if number == signals.NUMBERS["KILL"] and "pid" not in container.namespaces and exists and control.processes(paths):
         # Without a pid namespace of its own the first process takes nobody with it, and the others may outlive it.
@@ -46,3 +48,13 @@ def run(context: Context, options: Options, arguments: list[str]) -> int:
         # A v1 freezer keeps even a killed process.
         control.thaw(paths)
     return 0
+
+
+def _signal_without_groups(container: state.Container, number: int) -> None:
+    from runc import rootless
+
+    for pid in rootless.processes(container):
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue  # it has ended meanwhile

@@ -29,7 +29,10 @@ def run(context: Context, options: Options, arguments: list[str]) -> int:
         form, words = words[1], []
     container = state.load(context.root, arguments[0])
     paths = control.paths_of(container)
-    pids = control.processes(paths) if any(map(os.path.isdir, paths.directories)) else []
+    if any(map(os.path.isdir, paths.directories)):
+        pids = control.processes(paths)
+    else:
+        pids = [] if paths.directories else _without_groups(container)
     if form == "json":
         cli.out(jsontext.dumps(sorted(pids)) + "\n" if pids else "null\n")
     elif form == "table":
@@ -37,6 +40,12 @@ def run(context: Context, options: Options, arguments: list[str]) -> int:
     else:
         raise RuntimeFailure("invalid format option")
     return 0
+
+
+def _without_groups(container: state.Container) -> list[int]:
+    from runc import rootless
+
+    return rootless.processes(container)
 
 
 def _table(words: list[str], pids: set[int]) -> str:
