@@ -70,28 +70,30 @@ class _Stream(io.RawIOBase):
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
-        self._rest = b""
+        self._rest = memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def peek(self) -> bool:
         """Whether there is at least one block."""
-        while len(self._rest) < tarfile.BLOCKSIZE:
+        head = b""
+        while len(head) < tarfile.BLOCKSIZE:
             piece = next(self._pieces, b"")
             if not piece:
                 return False
-            self._rest += piece
+            head += piece
+        self._rest = memoryview(head)
         return True
 
     def read(self, size: int = -1) -> bytes:
         while not self._rest:
-            self._rest = next(self._pieces, b"")
+            self._rest = memoryview(next(self._pieces, b""))
             if not self._rest:
                 return b""
         data = self._rest if size < 0 else self._rest[:size]
         self._rest = self._rest[len(data) :]
-        return data
+        return bytes(data)
 
 
 def _extract_entry(
