@@ -283,6 +283,22 @@ def test_default_pools(tmp_path: Path) -> None:
 
 @root
 @world.alone
+def test_networks_in_place_of_the_modes(tmp_path: Path) -> None:
+    """Settings for other networks are had instead of the bridge, or of none; what was left is not joined again."""
+    with world.engine(tmp_path) as service:
+        service.create(Definition("a"))
+        for mode in ("bridge", "none", "a"):
+            attachment = service.allocate("c1", name="one", mode=mode, memberships={"a": {}})
+            assert [one.network for one in service.endpoints()] == ["a"]
+            assert attachment.resolver
+            service.release("c1")
+        alone = service.allocate("c1", name="one", mode="none", memberships={"none": {}, "a": {}})
+        assert (alone.addresses, alone.resolver) == ((), False)
+        service.release("c1")
+
+
+@root
+@world.alone
 def test_a_second_place_that_fails_takes_the_first_along(tmp_path: Path) -> None:
     """Of several networks all or none are had."""
     with world.engine(tmp_path) as service:

@@ -160,8 +160,10 @@ def test_networks_to_be_on(host: Host) -> None:
     on(bridge={"IPAMConfig": {"IPv4Address": ""}, "Links": None, "Aliases": [], "GwPriority": 0})
     with pytest.raises(errors.NotSupported, match=r"EndpointsConfig\.bridge\.DriverOpts"):
         on(bridge={"DriverOpts": {"a": "b"}})
-    with pytest.raises(errors.InvalidParameter, match="cannot attach user-defined networks to container-network mode"):
-        on("container:other", back={})
+    assert on("container:other", back={}).endpoints == {}
+    assert on("default", front={}, back={}).endpoints == {"front": {}, "back": {}}
+    assert on("none", back={}).endpoints == {"back": {}}
+    assert list(on("bridge", back={}, bridge={}).endpoints) == ["bridge", "back"]
     with pytest.raises(errors.InvalidParameter, match="host-mode"):
         on("host", back={})
 

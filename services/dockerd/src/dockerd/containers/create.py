@@ -147,10 +147,16 @@ def settle(
 
 
 def _with_mode(endpoints: Mapping[str, dict[str, Any]], mode: str) -> dict[str, dict[str, Any]]:
-    """The networks to be on: that of the network mode first, whether or not it was given settings."""
+    """The networks to be on: that of the network mode first, whether or not it was given settings.
+
+    As in the real engine, settings for other networks take the place of the bridge or of no network, and are not
+    looked at beside another container's network.
+    """
     if validation.container_mode(mode) is not None:
         return {}
     others = {name: settings for name, settings in endpoints.items() if name not in (mode, "default")}
+    if mode in ("bridge", "none") and others and len(others) == len(endpoints):
+        return others
     return {mode: dict(endpoints.get(mode) or endpoints.get("default") or {}), **others}
 
 

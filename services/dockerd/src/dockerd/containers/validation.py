@@ -177,13 +177,8 @@ def check_endpoints(endpoints: Mapping[str, Mapping[str, Any]], mode: str) -> st
 
     Raises InvalidParameter, NotSupported naming what this engine does not have.
     """
-    if container_mode(mode) is not None and endpoints:
-        raise errors.InvalidParameter(
-            "conflicting options: cannot attach user-defined networks to container-network mode"
-        )
-    if mode in ("host", "none") and any(name != mode for name in endpoints):
-        kind = "host-mode" if mode == "host" else "none-mode"
-        raise errors.InvalidParameter(f"conflicting options: cannot attach other networks to a {kind} container")
+    if mode == "host" and any(name not in ("host", "default") for name in endpoints):
+        raise errors.InvalidParameter("conflicting options: cannot attach other networks to a host-mode container")
     wanted = {name: networks.membership.parse(name, settings) for name, settings in endpoints.items()}
     own = wanted.get(mode) or wanted.get("default")
     return own.hardware_address if own is not None else ""

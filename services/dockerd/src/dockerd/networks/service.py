@@ -326,7 +326,7 @@ class NetworkService:
         first = self._network_for(mode)
         settings = {network.id: sent for network, sent in self._resolved(memberships)}
         others = [network for network, _ in self._resolved(memberships) if network.id != first.id]
-        if mode in ("host", "none"):
+        if mode == "host" or (first.id in settings and first.name == "none"):
             others = []
         elif memberships and first.id not in settings:
             # Disconnected from it since it was created.
