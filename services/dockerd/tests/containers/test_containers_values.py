@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -355,13 +356,19 @@ def test_stats_of_a_v1_cgroup() -> None:
 
 
 def test_stats_of_a_v2_cgroup() -> None:
-    """Microseconds become nanoseconds."""
+    """Microseconds become nanoseconds; memory.stat's numbers go through, pressures and what else there is do not."""
     metrics = v2.Metrics()
     metrics.cpu.usage_usec, metrics.memory.usage, metrics.pids.current = 5, 1000, 1
+    metrics.pids.limit = (1 << 64) - 1
+    metrics.memory.anon, metrics.memory.psi.some.total, metrics.memory_events.oom = 7, 8, 2
     made = make(state=State(status=Status.RUNNING, pid=os.getpid()))
     body = stats.sample(made, "io.containerd.cgroups.v2.Metrics", metrics.SerializeToString(), None)
     assert body["cpu_stats"]["cpu_usage"]["total_usage"] == 5000
-    assert body["memory_stats"]["usage"] == 1000
+    assert (body["memory_stats"]["usage"], body["memory_stats"]["failcnt"]) == (1000, 2)
+    assert body["memory_stats"]["stats"]["anon"] == 7
+    assert len(body["memory_stats"]["stats"]) == 31
+    assert body["pids_stats"] == {"current": 1, "limit": (1 << 64) - 1}
+    json.dumps(body)
 
 
 def test_the_store_gives_back_what_it_was_given(tmp_path: Path) -> None:

@@ -112,11 +112,9 @@ def _from_v1(metrics: v1.Metrics) -> Json:
 
 def _from_v2(metrics: v2.Metrics) -> Json:
     cpu, memory = metrics.cpu, metrics.memory
-    details = {
-        field.name: getattr(memory, field.name)
-        for field in memory.DESCRIPTOR.fields
-        if field.name not in ("usage", "usage_limit", "swap_usage", "swap_limit", "max_usage", "swap_max_usage")
-    }
+    # What memory.stat counts comes first in the message, and is all that the API has had.
+    counted = memory.DESCRIPTOR.fields_by_name["usage"].number
+    details = {field.name: getattr(memory, field.name) for field in memory.DESCRIPTOR.fields if field.number < counted}
     service = [
         {"major": entry.major, "minor": entry.minor, "op": op, "value": value}
         for entry in metrics.io.usage
@@ -141,16 +139,15 @@ def _from_v2(metrics: v2.Metrics) -> Json:
         "memory_stats": {
             "usage": memory.usage,
             "stats": details,
+            **({"failcnt": metrics.memory_events.oom} if metrics.memory_events.oom else {}),
             "limit": _memory_limit(memory.usage_limit),
         },
     }
 
 
 def _pids(current: int, limit: int) -> Json:
-    pids = {"current": current}
-    if 0 < limit < 1 << 63:
-        pids["limit"] = limit
-    return pids
+    """Without a limit, a reading of v1 has none and one of v2 the largest number, as the real engine's have."""
+    return {"current": current} | ({"limit": limit} if limit else {})
 
 
 def _system_cpu() -> Json:
