@@ -60,11 +60,10 @@ def cgroups() -> Cgroups:
     root = "/sys/fs/cgroup"
     if os.path.exists(os.path.join(root, "cgroup.controllers")):
         controllers = _words(os.path.join(root, "cgroup.controllers"))
-        swap = _anywhere(root, "memory.swap.max")
         return Cgroups(
             "2",
             "memory" in controllers,
-            swap,
+            "memory" in controllers and _swap_accounting(root),
             "cpu" in controllers,
             "cpu" in controllers,
             "cpuset" in controllers,
@@ -94,10 +93,14 @@ def _words(path: str) -> set[str]:
         return set(file.read().split())
 
 
-def _anywhere(root: str, name: str) -> bool:
-    """Whether a child group has the file: the root group of v2 has no limits."""
+def _swap_accounting(root: str) -> bool:
+    """Whether v2 limits swap: groups have the file then, but there may be none yet, and the root has no limits."""
     with os.scandir(root) as entries:
-        return any(entry.is_dir() and os.path.exists(os.path.join(entry.path, name)) for entry in entries)
+        groups = [entry.path for entry in entries if os.path.exists(os.path.join(entry.path, "memory.max"))]
+    if groups:
+        return os.path.exists(os.path.join(groups[0], "memory.swap.max"))
+    # It is on unless the kernel was told otherwise (Linux 5.8), or knows no swap at all.
+    return os.path.exists("/proc/swaps") and "swapaccount=0" not in _words("/proc/cmdline")
 
 
 @cache
