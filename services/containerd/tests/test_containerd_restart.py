@@ -153,6 +153,7 @@ def test_a_killed_container_comes_back(daemon: Daemon, rootfs: Path) -> None:
     labels = {STATUS: "running", "containerd.io/restart.logpath": str(log)}
     _run(daemon, rootfs, labels, "/bin/sh", "-c", "echo here; exec sleep 1000")
     first = _pid(daemon)
+    assert first > 1
     os.kill(first, signal.SIGKILL)
     _until(lambda: _pid(daemon) not in (0, first))
     _until(lambda: log.exists() and log.read_text() == "here\n")
@@ -165,11 +166,13 @@ def test_what_ended_while_no_daemon_ran_comes_back(daemon: Daemon, rootfs: Path)
     """The daemon is killed, the container and then its shim too: the next daemon starts it at once."""
     _run(daemon, rootfs, {STATUS: "running", POLICY: "unless-stopped"}, "/bin/sleep", "1000")
     first = _pid(daemon)
+    assert first > 1
     daemon.stop(signal.SIGKILL)
     os.kill(first, signal.SIGKILL)
     daemon.start(*daemon.flags)
     _until(lambda: _pid(daemon) not in (0, first))
     second = _pid(daemon)
+    assert second > 1
     daemon.stop(signal.SIGKILL)
     for shim in daemon.shims():
         os.kill(shim, signal.SIGKILL)
@@ -177,7 +180,9 @@ def test_what_ended_while_no_daemon_ran_comes_back(daemon: Daemon, rootfs: Path)
     daemon.start(*daemon.flags)
     _until(lambda: _pid(daemon) not in (0, second))
     daemon.ctr("containers", "label", "c", f"{STOPPED}=true")
-    os.kill(_pid(daemon), signal.SIGKILL)
+    third = _pid(daemon)
+    assert third > 1  # 0 would be this very process group
+    os.kill(third, signal.SIGKILL)
     _until(lambda: _pid(daemon) == 0)
     time.sleep(0.5)  # five looks
     assert _pid(daemon) == 0
