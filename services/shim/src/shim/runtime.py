@@ -221,6 +221,9 @@ def read_pid_file(path: str) -> int:
     """The pid that the runtime wrote. RuntimeFailure when it wrote none."""
     try:
         with open(path, encoding="ascii") as file:
-            return int(file.read())
+            pid = int(file.read())
+        if pid <= 0:  # to a signal these mean a process group
+            raise ValueError(f"{pid} is no process")
+        return pid
     except (OSError, ValueError) as error:
         raise RuntimeFailure(f"failed to retrieve OCI runtime container pid: {error}") from None

@@ -428,7 +428,8 @@ def processes(paths: Paths, *, everywhere: bool = True) -> list[int]:
     found: list[int] = []
     for directory in _tree(main) if everywhere else [main]:
         try:
-            found += [int(word) for word in read(directory, PROCS).split()]
+            # 0 stands for a process outside our pid namespace; to kill(2) it would mean our own process group.
+            found += [int(word) for word in read(directory, PROCS).split() if word != "0"]
         except FileNotFoundError:
             continue
         except OSError as error:
