@@ -456,7 +456,10 @@ def test_terminal_and_console_socket_must_fit(runtime, tmp_path: Path) -> None:
 def test_hooks_run_in_order_with_the_state_on_their_input(runtime, hook, tmp_path: Path) -> None:
     """All six kinds, each in its moment."""
     record = "cat >>$OUT; echo >>$OUT"
-    inside = {"path": "/bin/sh", "args": ["sh", "-c", "cat >/tmp/startContainer.out"], "env": ["PATH=/bin"]}
+    script = "cat >/tmp/startContainer.out; echo >/tmp/done"
+    inside = {"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin"]}
+    done = runtime.bundle.rootfs / "tmp/done"
+    os.mkfifo(done)
     runtime.bundle.config["hooks"] = {
         kind: [hook(kind, record)] for kind in ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
     } | {"startContainer": [inside]}
@@ -475,6 +478,7 @@ def test_hooks_run_in_order_with_the_state_on_their_input(runtime, hook, tmp_pat
     assert states("createRuntime")[0]["pid"] == pid
     assert not (runtime.bundle.rootfs / "tmp/startContainer.out").exists()
     runtime.call("start", runtime.id, check=True)
+    assert done.read_text() == "\n"  # `start` does not wait for it
     assert json.loads((runtime.bundle.rootfs / "tmp/startContainer.out").read_text())["status"] == "created"
     if runtime.ours:
         assert states("poststart")[0]["status"] == "running"
