@@ -186,7 +186,7 @@ def _context(options: flags.Options) -> Context:
     log.open_check()
     root = options.text("root")
     lenient = rootless == "true"
-    if not _is_root_of_the_machine():
+    if not is_root_of_the_machine():
         from runc import rootless as ordinary
 
         lenient = ordinary.ignores_cgroup_errors(rootless)
@@ -196,8 +196,8 @@ def _context(options: flags.Options) -> Context:
     return context
 
 
-def _is_root_of_the_machine() -> bool:
-    """As most callers are: the rest is told apart by `rootless`."""
+def is_root_of_the_machine() -> bool:
+    """Is the caller root outside of any user namespace, as most are? The rest is told apart by `rootless`."""
     if os.geteuid() != 0:
         return False
     try:

@@ -99,7 +99,7 @@ def _open_init(container: Container) -> int:
 def _fork_inside(job: ExecJob, pidfd: int) -> int:
     """Fork a child that is in the container's pid namespace; the caller itself stays where it is."""
     container = job.container
-    if job.in_user_namespace:
+    if job.through_middle:
         return _fork_from_middle(job, pidfd)
     if "pid" not in container.namespaces:
         return job.joining.fork()
@@ -119,22 +119,26 @@ def _fork_inside(job: ExecJob, pidfd: int) -> int:
 
 
 def _fork_from_middle(job: ExecJob, pidfd: int) -> int:
-    """Fork from a process in between that has entered the user namespace: there alone is the right to enter others."""
+    """Fork from a process in between that has entered the user namespace, where the right to enter others is.
+
+    It enters the pid namespace as well: who has no rights over the one it comes from can not go back to that.
+    """
     reader, writer = os.pipe2(os.O_CLOEXEC)
     middle = linux_namespaces.fork()
     if middle == 0:
-        flags = linux_namespaces.CLONE_NEWUSER
+        flags = linux_namespaces.CLONE_NEWUSER if job.in_user_namespace else 0
         if "pid" in job.container.namespaces:
             flags |= linux_namespaces.CLONE_NEWPID
         pid = -1
         try:
-            linux_namespaces.setns(pidfd, flags)
+            if flags:
+                linux_namespaces.setns(pidfd, flags)
             pid = job.joining.fork(linux_namespaces.CLONE_PARENT)
             if pid == 0:
                 return 0
             os.write(writer, str(pid).encode())
         except OSError as error:
-            os.write(writer, f"failed to join the user namespace of the container: {system_text(error)}".encode())
+            os.write(writer, f"failed to join the namespaces of the container: {system_text(error)}".encode())
         finally:
             if pid:
                 os._exit(0)

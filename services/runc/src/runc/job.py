@@ -136,6 +136,7 @@ class ExecJob:
         "process",
         "scheduling",
         "seccomp",
+        "through_middle",
     )
 
     container: Container
@@ -143,6 +144,8 @@ class ExecJob:
     credentials: Credentials
     in_user_namespace: bool
     """Does the new process start in the container's user namespace? An ordinary user gets into no other before that."""
+    through_middle: bool
+    """Is it forked by a process in between? One without rights over its own pid namespace could not come back to it."""
     joining: Joining
     scheduling: Scheduling | None
     listener: Listener | None

@@ -188,3 +188,35 @@ def test_a_container_without_groups_is_not_paused(home: Home) -> None:
         assert select.select([fd], [], [], 30)[0], "the process did not end"
     finally:
         os.close(fd)
+
+
+@pytest.mark.skipif(not shutil.which("unshare"), reason="needs unshare")
+def test_root_of_a_user_namespace(home: Home) -> None:
+    """As engines of ordinary users call: root already, in a namespace that they made, over nothing of the machine."""
+    config = home.bundle.config
+    for key in ("uidMappings", "gidMappings"):
+        del config["linux"][key]
+    config["linux"]["namespaces"] = [each for each in config["linux"]["namespaces"] if each["type"] != "user"]
+    config["linux"]["resources"] = {"devices": [{"allow": False, "access": "rwm"}]}
+    home.write("sleep", "100")
+    identity, program = home.runtime.id, home.runtime.program
+    script = f"{program} run -d {identity} </dev/null >/dev/null && {program} exec {identity} id; "
+    script += f"{program} delete --force {identity}"
+    argv = [
+        "setpriv",
+        f"--reuid={USER}",
+        f"--regid={USER}",
+        "--clear-groups",
+        "--",
+        "unshare",
+        "-Urm",
+        "sh",
+        "-c",
+        script,
+    ]
+    environment = {"PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": str(home.run_directory)}
+    done = subprocess.run(
+        argv, cwd=home.bundle.path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("uid=0(root) gid=0"), done.stderr

@@ -6,6 +6,7 @@ import os
 
 from runc import console, creation, execution, foreground, jsontext, process, security, state
 from runc import spec as specification
+from runc.cli import is_root_of_the_machine
 from runc.errors import EXIT_EXEC_FAILURE, RuntimeFailure, describe
 from runc.flags import Flag, Options
 from runc.job import ExecJob
@@ -127,6 +128,7 @@ def _job(context: Context, container: Container, wanted: Process, options: Optio
     job.scheduling = creation.planned_scheduling(wanted, container.spec, added=True)
     job.console = None
     job.in_user_namespace = os.geteuid() != 0 and "user" in container.namespaces
+    job.through_middle = not is_root_of_the_machine()
     if job.in_user_namespace:
         from runc import rootless
 
