@@ -192,7 +192,7 @@ def test_pause(clean: Engine) -> None:
 
 def test_stats(clean: Engine) -> None:
     """Of v2, by the CLI and by the API."""
-    script = "head -c 8000000 /dev/urandom >/x; sync; x=$(head -c 8000000 /dev/zero | tr '\\0' a); echo up; sleep 1000"
+    script = "head -c 8000000 /dev/urandom >/x; sync; x=$(head -c 8000000 /dev/zero | tr '\\0' a); echo up; sleep 1000 & wait"
     clean.docker("run", "-d", "--name", "box", "--memory", "64m", "--pids-limit", "9", "busybox", "sh", "-c", script)
     await_true(lambda: clean.out("logs", "box") == "up", "the container is not up")
     row = json.loads(clean.out("stats", "--no-stream", "--format", "{{json .}}", "box"))
