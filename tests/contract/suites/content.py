@@ -5,7 +5,7 @@ from __future__ import annotations
 from queue import SimpleQueue
 
 import grpc
-from contract.suites.peer import Peer, fails
+from contract.suites.peer import ROOT, Peer, fails
 
 from gantry.contracts.containerd.services.content.v1 import content_pb2 as messages
 
@@ -13,9 +13,9 @@ from gantry.contracts.containerd.services.content.v1 import content_pb2 as messa
 class Ingest:
     """An open Write call: requests go in one at a time, each has its reply."""
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: Peer, lease: str = "") -> None:
         self._queue: SimpleQueue[messages.WriteContentRequest | None] = SimpleQueue()
-        self._replies = peer.content.Write(iter(self._queue.get, None), metadata=peer.metadata(), timeout=20)
+        self._replies = peer.content.Write(iter(self._queue.get, None), metadata=peer.metadata(lease), timeout=20)
 
     def send(self, **fields: object) -> messages.WriteContentResponse:
         """Send a request and return its reply."""
@@ -41,7 +41,7 @@ class ContentSuite:
         """Whole, from an offset, and a piece of it; Info has size, digest and labels."""
         assert peer.write(peer.data, labels={"a": "1"}) == peer.digest
         info = peer.call(peer.content.Info, messages.InfoRequest(digest=peer.digest)).info
-        assert (info.size, info.digest, dict(info.labels)) == (len(peer.data), peer.digest, {"a": "1"})
+        assert (info.size, info.digest, dict(info.labels)) == (len(peer.data), peer.digest, {**ROOT, "a": "1"})
         assert info.created_at.seconds > 0
         for offset, size, expected in ((0, 0, peer.data), (9995, 0, peer.data[9995:]), (3, 4, peer.data[3:7])):
             request = messages.ReadContentRequest(digest=peer.digest, offset=offset, size=size)
@@ -115,7 +115,8 @@ class ContentSuite:
         def update(labels: dict[str, str], *paths: str) -> dict[str, str]:
             request = messages.UpdateRequest(info=messages.Info(digest=peer.digest, labels=labels))
             request.update_mask.paths.extend(paths)
-            return dict(peer.call(peer.content.Update, request).info.labels)
+            found = peer.call(peer.content.Update, request).info.labels
+            return {name: value for name, value in found.items() if name not in ROOT}
 
         assert update({"a": "3"}, "labels.a") == {"a": "3", "b": "2"}
         assert update({"a": ""}, "labels.a") == {"b": "2"}

@@ -7,14 +7,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from contract.suites.peer import Peer, fails
+from contract.suites.peer import ROOT, Peer, fails
 
 from gantry.contracts.containerd.services.snapshots.v1 import snapshots_pb2 as messages
 from gantry.contracts.containerd.types.mount_pb2 import Mount
 
 SNAPSHOTTER = "overlayfs"
-ROOT = {"containerd.io/gc.root": "now"}
-"""Without it a collection in the middle of a test would be right to take what nobody refers to."""
 
 
 @contextmanager
