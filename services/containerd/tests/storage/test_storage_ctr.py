@@ -383,7 +383,9 @@ def test_transfer_push_and_pull(client: Client, image: Any, registry: str) -> No
     assert {"waiting", "complete", "extracted", "saved"} <= events
     stored = client.images.Get(images_pb2.GetImageRequest(name=name), metadata=client.metadata).image
     assert stored.target.media_type == "application/vnd.docker.distribution.manifest.v2+json"
-    snapshots = list(client.snapshots.List(snapshots_pb2.ListSnapshotsRequest(snapshotter="overlayfs"), metadata=client.metadata))
+    snapshots = list(
+        client.snapshots.List(snapshots_pb2.ListSnapshotsRequest(snapshotter="overlayfs"), metadata=client.metadata)
+    )
     top = next(
         info.name for page in snapshots for info in page.info if info.parent and info.kind == snapshots_pb2.COMMITTED
     )

@@ -7,6 +7,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -132,3 +133,9 @@ def test_a_host_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
         with pytest.raises(Unavailable, match="Connection refused"):
             _resolve(address, tmp_path, "")
     assert time.monotonic() - begun < 0.2
+
+
+def test_a_daemon_that_asks_no_registry_carries_no_client() -> None:
+    """The HTTP library is loaded with the first connection."""
+    code = "import sys, containerd.daemon, containerd.storage; sys.exit('requests' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
