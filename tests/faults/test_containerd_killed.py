@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import secrets
 import subprocess
 import threading
 import time
@@ -21,7 +22,9 @@ from gantry.contracts.containerd.services.content.v1 import content_pb2
 from gantry.contracts.containerd.services.leases.v1 import leases_pb2
 from gantry.contracts.containerd.services.snapshots.v1 import snapshots_pb2
 
-NAMESPACE = "faults"
+NAMESPACE = f"faults-{secrets.token_hex(4)}"
+"""Of this run alone: the runtime's directory and the cgroups are named after it, outside of its daemon."""
+RUNTIME = Path("/run/containerd/runc") / NAMESPACE
 ROUNDS = 3
 SEED = 4
 
@@ -93,6 +96,11 @@ def daemon(machine: str, directory: Path) -> Iterator[Daemon]:
     made.stop()
     stop_template(directory / "state" / "io.gantry.shim.template.v1" / "runc-v2.sock", env)
     unmount_below(directory)
+    for left in (RUNTIME, *Path("/sys/fs/cgroup").glob(NAMESPACE), *Path("/sys/fs/cgroup").glob(f"*/{NAMESPACE}")):
+        if left.is_dir() and not left.is_symlink():
+            # Only directories are in a cgroup that can be removed, and a runtime that was killed may leave one below.
+            for below, _, _ in os.walk(left, topdown=False):
+                os.rmdir(below)
 
 
 def test_nothing_is_lost_and_nothing_leaks(daemon: Daemon, directory: Path) -> None:
@@ -173,5 +181,4 @@ def _nothing_left(directory: Path) -> None:
     bundles = directory / "state" / "io.containerd.runtime.v2.task"
     await_true(lambda: not list(bundles.glob("*/*")), "bundles are left", 10)
     await_true(lambda: not list((directory / "state" / "s").iterdir()), "shims are left", 10)
-    runtime = Path("/run/containerd/runc") / NAMESPACE
-    assert not runtime.exists() or list(runtime.iterdir()) == []
+    assert not RUNTIME.exists() or list(RUNTIME.iterdir()) == []
